@@ -123,7 +123,7 @@ class Op:
                 reason = absent_reason(name) or f"it has no kernel for {self.name!r} yet"
                 raise BackendError(f"backend {name!r} cannot run {self.name!r}: {reason}")
             return name
-        if any(isinstance(a, torch.Tensor) and a.is_cuda for a in args):
+        if any(t.is_cuda for t in _tensors(args)):
             if "cuda" in self.kernels and absent_reason("cuda") is None:
                 return "cuda"
             _warn_no_kernel(self.name)
@@ -153,6 +153,15 @@ def declare(
         raise RuntimeError(f"op {op.name!r} is declared twice")
     OPS[op.name] = op
     return op
+
+
+def _tensors(args: tuple[Any, ...]) -> Iterator[torch.Tensor]:
+    """The tensors among the arguments, those in lists included."""
+    for value in args:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from (item for item in value if isinstance(item, torch.Tensor))
 
 
 def _needs_grad(value: Any) -> bool:

@@ -1,0 +1,90 @@
+"""Argument rules of the GEMM family, each written once."""
+
+from __future__ import annotations
+
+import torch
+
+from ._checks import E4M3, ceil_div, check_choice, check_tensor, require, round_up
+
+ACCUMULATIONS = ("exact", "hopper", "hopper_unpromoted")
+OPERANDS = (torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_fp8(argument: str, q: object, ndim: int, device: torch.device | None = None) -> torch.Tensor:
+    """One e4m3 operand."""
+    return check_tensor(argument, q, dtype=E4M3, ndim=ndim, device=device)
+
+
+def check_same_size(argument: str, tensor: torch.Tensor, dim: int, size: int, of: str) -> None:
+    """One dimension must equal another operand's."""
+    require(
+        tensor.shape[dim] == size, argument, f"dimension {dim} must be {size} as {of}", tuple(tensor.shape)
+    )
+
+
+def check_row_scale(argument: str, scale: object, q: torch.Tensor) -> None:
+    """GEMM-ready 1x128 scales of q [..., M, K]: fp32 [..., ceil(K/128), M padded to 4]."""
+    *lead, m, k = q.shape
+    shape = (*lead, ceil_div(k, 128), round_up(m, 4))
+    check_tensor(argument, scale, dtype=torch.float32, shape=shape, device=q.device)
+
+
+def check_block_scale(argument: str, scale: object, q: torch.Tensor) -> None:
+    """128x128 scales of q [..., N, K]: fp32 [..., ceil(N/128), ceil(K/128)]."""
+    *lead, n, k = q.shape
+    shape = (*lead, ceil_div(n, 128), ceil_div(k, 128))
+    check_tensor(argument, scale, dtype=torch.float32, shape=shape, device=q.device)
+
+
+def check_index(argument: str, index: object, size: int | None, device: torch.device) -> torch.Tensor:
+    """int32 vector on the operands' device: offsets [G+1] or row counts [G]."""
+    return check_tensor(argument, index, dtype=torch.int32, shape=(size,), device=device)
+
+
+def check_group_ends(offsets: object, device: torch.device) -> int:
+    """Offsets where no operand tells the number of groups; returns it."""
+    tensor = check_index("offsets", offsets, None, device)
+    require(tensor.shape[0] >= 1, "offsets", "must hold at least one entry (G + 1)", tuple(tensor.shape))
+    return tensor.shape[0] - 1
+
+
+def check_pair(a: object, b: object, a_ndim: int, b_ndim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two operands of one dtype out of bf16, fp32, fp64, on one device."""
+    first = check_tensor("a", a, dtype=OPERANDS, ndim=a_ndim)
+    return first, check_tensor("b", b, dtype=first.dtype, ndim=b_ndim, device=first.device)
+
+
+def check_output(
+    out: object,
+    out_dtype: torch.dtype | None,
+    default: torch.dtype,
+    shape: tuple[int, ...],
+    a: torch.Tensor,
+    accumulate: bool = False,
+) -> torch.dtype:
+    """The output's dtype: that of `out` if given, else `out_dtype`, else the default of the function.
+
+    bf16 or fp32, and fp64 for fp64 operands (which allow nothing else).
+    """
+    require(out is not None or not accumulate, "accumulate", "needs out to add to", "out=None")
+    allowed = (torch.float64,) if a.dtype == torch.float64 else (torch.bfloat16, torch.float32)
+    if out_dtype is not None:
+        check_choice("out_dtype", out_dtype, allowed)
+    if out is None:
+        return default if out_dtype is None else out_dtype
+    tensor = check_tensor("out", out, dtype=allowed, shape=shape, device=a.device)
+    require(
+        out_dtype in (None, tensor.dtype), "out_dtype", f"must be None or out's {tensor.dtype}", out_dtype
+    )
+    return tensor.dtype
+
+
+def check_no_gradient(out: object, a: torch.Tensor, b: torch.Tensor) -> None:
+    """Writing into `out` cannot be differentiated."""
+    recorded = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
+    rule = "must be None while gradients of a or b are recorded (detach them, or use torch.no_grad())"
+    require(out is None or not recorded, "out", rule, "a tensor")
+
+
+def check_accumulation(accumulation: object) -> None:
+    check_choice("accumulation", accumulation, ACCUMULATIONS)

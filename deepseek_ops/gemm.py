@@ -1,0 +1,331 @@
+"""Matrix products of training and inference: FP8 with fine-grained scales, and bf16 / fp32 / fp64 (report 3.3).
+
+Everything is D = A B^T on row-major operands, and wgrad is the product over tokens that a weight gradient needs.
+
+| operands | one matrix | groups of rows | padded batch | gradient of weights |
+|---|---|---|---|---|
+| e4m3 with fp32 scales | `fp8_gemm` | `fp8_gemm_grouped` | `fp8_gemm_masked` | `fp8_wgrad`, `fp8_wgrad_grouped` |
+| bf16, fp32 or fp64 | `gemm` | `gemm_grouped` | `gemm_masked` | `wgrad`, `wgrad_grouped` |
+
+Words used below, once for all:
+
+- *row scales* of an e4m3 operand [M, K]: one per row and 128 columns, stored as fp32 [ceil(K/128), M padded to 4].
+  *Block scales* of a weight [N, K]: one per 128 x 128 block, fp32 [ceil(N/128), ceil(K/128)]. The value of an
+  element is q * scale. `deepseek_ops.quantize` writes both layouts.
+- `offsets`: int32 [G+1] on the operands' device. Rows offsets[g] .. offsets[g+1] belong to group g. No alignment;
+  empty groups are fine. They must ascend and stay within the rows; only the reference backend can tell and
+  raises `ArgumentError`.
+- `masked_m`: int32 [G] on the device: matrix g of the batch has that many rows, the rest is padding whose content
+  never matters.
+- `out`: write there and return it; any strides; no gradient. Rows that no group owns stay untouched in `out` and
+  are zero in a fresh result. `out_dtype` defaults to out's, else to the function's default; bf16 or fp32.
+- A bf16 result is rounded once, to nearest even. For e4m3 operands it is the fp32 result rounded, bit for bit; for
+  bf16 operands the two may differ in the order of their sums. `accumulate=True` adds to `out`: the old value and
+  the new one are summed in fp32 and rounded once to out's dtype.
+- `accumulation`, for e4m3 operands:
+  "exact" (default) asks for the accuracy of promoted accumulation, relative RMS error <= 3e-4 against the exact
+  product of the dequantised operands for any K (docs/numerics.md), and leaves the order to the backend. The
+  reference dequantises (one fp32 rounding per element) and makes one fp32 product, so fp32 rounding is its only
+  error, near 1e-7 (torch's own matmul precision setting applies).
+  "hopper" asks for the tensor core's own bits: per 128 of K, ascending, acc = fma(p, fl32(scale_a * scale_b), acc)
+  with p the tensor core's partial sum; a tail of K is zero filled.
+  "hopper_unpromoted" is the experiment of report 3.3.2: one accumulator over all of K. With unit scales it is
+  what the hardware does; other scales multiply each product exactly, since the hardware has no place for them.
+
+Any dimension may be zero. Results repeat bit by bit. Every `ArgumentError` is raised before work starts.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from . import _gemm_checks as check
+from . import _gemm_ops as ops
+
+__all__ = [
+    "fp8_gemm",
+    "fp8_gemm_grouped",
+    "fp8_gemm_masked",
+    "fp8_wgrad",
+    "fp8_wgrad_grouped",
+    "gemm",
+    "gemm_grouped",
+    "gemm_masked",
+    "wgrad",
+    "wgrad_grouped",
+]
+
+
+def fp8_gemm(
+    a: torch.Tensor,
+    scale_a: torch.Tensor,
+    b: torch.Tensor,
+    scale_b: torch.Tensor,
+    *,
+    out: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    accumulate: bool = False,
+    accumulation: str = "exact",
+) -> torch.Tensor:
+    """D = A B^T of an activation (1x128 scales) and a weight (128x128 scales): Fprop and Dgrad.
+
+    a: e4m3 [M, K] with row scales; b: e4m3 [N, K] with block scales. Returns [M, N], bf16 unless asked otherwise.
+    """
+    check.check_fp8("a", a, 2)
+    check.check_row_scale("scale_a", scale_a, a)
+    check.check_fp8("b", b, 2, a.device)
+    check.check_same_size("b", b, 1, a.shape[1], "a has columns")
+    check.check_block_scale("scale_b", scale_b, b)
+    check.check_accumulation(accumulation)
+    shape = (a.shape[0], b.shape[0])
+    dtype = check.check_output(out, out_dtype, torch.bfloat16, shape, a, accumulate)
+    if out is None:
+        return ops.fp8_gemm(a, scale_a, b, scale_b, dtype, accumulation)
+    ops.fp8_gemm_(a, scale_a, b, scale_b, out, accumulate, accumulation)
+    return out
+
+
+def fp8_gemm_grouped(
+    a: torch.Tensor,
+    scale_a: torch.Tensor,
+    b: torch.Tensor,
+    scale_b: torch.Tensor,
+    offsets: torch.Tensor,
+    *,
+    out: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    accumulation: str = "exact",
+) -> torch.Tensor:
+    """`fp8_gemm` of every expert on its own rows: D[rows of g] = A[rows of g] B[g]^T.
+
+    a: e4m3 [M, K] with row scales; b: e4m3 [G, N, K] with block scales [G, ...]; offsets: int32 [G+1].
+    Returns [M, N], bf16 unless asked otherwise; rows outside the offsets are zero, or untouched in `out`.
+    """
+    check.check_fp8("a", a, 2)
+    check.check_row_scale("scale_a", scale_a, a)
+    check.check_fp8("b", b, 3, a.device)
+    check.check_same_size("b", b, 2, a.shape[1], "a has columns")
+    check.check_block_scale("scale_b", scale_b, b)
+    check.check_index("offsets", offsets, b.shape[0] + 1, a.device)
+    check.check_accumulation(accumulation)
+    dtype = check.check_output(out, out_dtype, torch.bfloat16, (a.shape[0], b.shape[1]), a)
+    if out is None:
+        return ops.fp8_gemm_grouped(a, scale_a, b, scale_b, offsets, dtype, accumulation)
+    ops.fp8_gemm_grouped_(a, scale_a, b, scale_b, offsets, out, accumulation)
+    return out
+
+
+def fp8_gemm_masked(
+    a: torch.Tensor,
+    scale_a: torch.Tensor,
+    b: torch.Tensor,
+    scale_b: torch.Tensor,
+    masked_m: torch.Tensor,
+    *,
+    out: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    accumulation: str = "exact",
+) -> torch.Tensor:
+    """`fp8_gemm` over a batch in which matrix g has masked_m[g] rows: decoding with fixed buffers per expert.
+
+    a: e4m3 [G, Mmax, K] with row scales [G, ceil(K/128), Mmax padded to 4]; b: e4m3 [G, N, K] with block scales
+    [G, ...]; masked_m: int32 [G]. Returns [G, Mmax, N], bf16 unless asked otherwise; rows from masked_m[g] on are
+    zero, or untouched in `out`.
+    """
+    check.check_fp8("a", a, 3)
+    check.check_row_scale("scale_a", scale_a, a)
+    check.check_fp8("b", b, 3, a.device)
+    check.check_same_size("b", b, 0, a.shape[0], "a has matrices")
+    check.check_same_size("b", b, 2, a.shape[2], "a has columns")
+    check.check_block_scale("scale_b", scale_b, b)
+    check.check_index("masked_m", masked_m, a.shape[0], a.device)
+    check.check_accumulation(accumulation)
+    dtype = check.check_output(out, out_dtype, torch.bfloat16, (*a.shape[:2], b.shape[1]), a)
+    if out is None:
+        return ops.fp8_gemm_masked(a, scale_a, b, scale_b, masked_m, dtype, accumulation)
+    ops.fp8_gemm_masked_(a, scale_a, b, scale_b, masked_m, out, accumulation)
+    return out
+
+
+def fp8_wgrad(
+    a_t: torch.Tensor,
+    scale_a: torch.Tensor,
+    b_t: torch.Tensor,
+    scale_b: torch.Tensor,
+    *,
+    out: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    accumulate: bool = False,
+    accumulation: str = "exact",
+) -> torch.Tensor:
+    """D = A^T B over tokens, from operands that are stored transposed with 128x1 scales: Wgrad.
+
+    a_t: e4m3 [M, T] and b_t: e4m3 [N, T], tokens contiguous, each with row scales along T
+    ([ceil(T/128), M or N padded to 4]), as `quantize_128x1` writes them. Returns [M, N], fp32 unless asked
+    otherwise. For the gradient of y = x W^T pass dy as a and x as b.
+    """
+    check.check_fp8("a_t", a_t, 2)
+    check.check_row_scale("scale_a", scale_a, a_t)
+    check.check_fp8("b_t", b_t, 2, a_t.device)
+    check.check_same_size("b_t", b_t, 1, a_t.shape[1], "a_t has tokens")
+    check.check_row_scale("scale_b", scale_b, b_t)
+    check.check_accumulation(accumulation)
+    shape = (a_t.shape[0], b_t.shape[0])
+    dtype = check.check_output(out, out_dtype, torch.float32, shape, a_t, accumulate)
+    if out is None:
+        return ops.fp8_wgrad(a_t, scale_a, b_t, scale_b, dtype, accumulation)
+    ops.fp8_wgrad_(a_t, scale_a, b_t, scale_b, out, accumulate, accumulation)
+    return out
+
+
+def fp8_wgrad_grouped(
+    a_t: torch.Tensor,
+    scale_a: torch.Tensor,
+    b_t: torch.Tensor,
+    scale_b: torch.Tensor,
+    offsets: torch.Tensor,
+    *,
+    out: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    accumulate: bool = False,
+    accumulation: str = "exact",
+) -> torch.Tensor:
+    """`fp8_wgrad` of every expert over its own tokens: D[g] = A[tokens of g]^T B[tokens of g].
+
+    a_t: e4m3 [M, T], b_t: e4m3 [N, T]; offsets: int32 [G+1], multiples of 128 (the padded offsets that
+    `quantize_128x1` returns). Returns [G, M, N], fp32 unless asked otherwise. A group without tokens gives
+    zeros; with `accumulate` its part of `out` is left alone.
+    """
+    check.check_fp8("a_t", a_t, 2)
+    check.check_row_scale("scale_a", scale_a, a_t)
+    check.check_fp8("b_t", b_t, 2, a_t.device)
+    check.check_same_size("b_t", b_t, 1, a_t.shape[1], "a_t has tokens")
+    check.check_row_scale("scale_b", scale_b, b_t)
+    groups = check.check_group_ends(offsets, a_t.device)
+    check.check_accumulation(accumulation)
+    shape = (groups, a_t.shape[0], b_t.shape[0])
+    dtype = check.check_output(out, out_dtype, torch.float32, shape, a_t, accumulate)
+    if out is None:
+        return ops.fp8_wgrad_grouped(a_t, scale_a, b_t, scale_b, offsets, dtype, accumulation)
+    ops.fp8_wgrad_grouped_(a_t, scale_a, b_t, scale_b, offsets, out, accumulate, accumulation)
+    return out
+
+
+def gemm(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    *,
+    out: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    accumulate: bool = False,
+) -> torch.Tensor:
+    """D = A B^T in high precision, differentiable in a and b.
+
+    a: [M, K], b: [N, K], both bf16, fp32 or fp64. Returns [M, N] in the operands' dtype unless asked otherwise
+    (sums are fp32, fp64 for fp64). The gradient is rounded to the operands' dtype before it is multiplied.
+    """
+    check.check_pair(a, b, 2, 2)
+    check.check_same_size("b", b, 1, a.shape[1], "a has columns")
+    dtype = check.check_output(out, out_dtype, a.dtype, (a.shape[0], b.shape[0]), a, accumulate)
+    check.check_no_gradient(out, a, b)
+    if out is None:
+        return ops.gemm(a, b, dtype)
+    ops.gemm_(a, b, out, accumulate)
+    return out
+
+
+def gemm_grouped(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    offsets: torch.Tensor,
+    *,
+    out: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """`gemm` of every expert on its own rows, differentiable in a and b: D[rows of g] = A[rows of g] B[g]^T.
+
+    a: [M, K], b: [G, N, K], offsets: int32 [G+1]. Returns [M, N]; rows outside the offsets are zero and have zero
+    gradients, or stay untouched in `out`.
+    """
+    check.check_pair(a, b, 2, 3)
+    check.check_same_size("b", b, 2, a.shape[1], "a has columns")
+    check.check_index("offsets", offsets, b.shape[0] + 1, a.device)
+    dtype = check.check_output(out, out_dtype, a.dtype, (a.shape[0], b.shape[1]), a)
+    check.check_no_gradient(out, a, b)
+    if out is None:
+        return ops.gemm_grouped(a, b, offsets, dtype)
+    ops.gemm_grouped_(a, b, offsets, out)
+    return out
+
+
+def gemm_masked(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    masked_m: torch.Tensor,
+    *,
+    out: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """`gemm` over a batch in which matrix g has masked_m[g] rows, differentiable in a and b.
+
+    a: [G, Mmax, K], b: [G, N, K], masked_m: int32 [G]. Returns [G, Mmax, N]; rows from masked_m[g] on are zero and
+    have zero gradients, or stay untouched in `out`.
+    """
+    check.check_pair(a, b, 3, 3)
+    check.check_same_size("b", b, 0, a.shape[0], "a has matrices")
+    check.check_same_size("b", b, 2, a.shape[2], "a has columns")
+    check.check_index("masked_m", masked_m, a.shape[0], a.device)
+    dtype = check.check_output(out, out_dtype, a.dtype, (*a.shape[:2], b.shape[1]), a)
+    check.check_no_gradient(out, a, b)
+    if out is None:
+        return ops.gemm_masked(a, b, masked_m, dtype)
+    ops.gemm_masked_(a, b, masked_m, out)
+    return out
+
+
+def wgrad(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    *,
+    out: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    accumulate: bool = False,
+) -> torch.Tensor:
+    """D = A^T B over tokens in high precision, differentiable in a and b.
+
+    a: [T, M], b: [T, N] (tokens first, unlike `fp8_wgrad`, whose operands are stored transposed). Returns [M, N]
+    in the operands' dtype unless asked otherwise. For the gradient of y = x W^T pass dy as a and x as b.
+    """
+    check.check_pair(a, b, 2, 2)
+    check.check_same_size("b", b, 0, a.shape[0], "a has tokens")
+    dtype = check.check_output(out, out_dtype, a.dtype, (a.shape[1], b.shape[1]), a, accumulate)
+    check.check_no_gradient(out, a, b)
+    if out is None:
+        return ops.wgrad(a, b, dtype)
+    ops.wgrad_(a, b, out, accumulate)
+    return out
+
+
+def wgrad_grouped(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    offsets: torch.Tensor,
+    *,
+    out: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    accumulate: bool = False,
+) -> torch.Tensor:
+    """`wgrad` of every expert over its own tokens, differentiable: D[g] = A[tokens of g]^T B[tokens of g].
+
+    a: [T, M], b: [T, N], offsets: int32 [G+1] with no alignment. Returns [G, M, N]. A group without tokens gives
+    zeros; with `accumulate` its part of `out` is left alone.
+    """
+    check.check_pair(a, b, 2, 2)
+    check.check_same_size("b", b, 0, a.shape[0], "a has tokens")
+    shape = (check.check_group_ends(offsets, a.device), a.shape[1], b.shape[1])
+    dtype = check.check_output(out, out_dtype, a.dtype, shape, a, accumulate)
+    check.check_no_gradient(out, a, b)
+    if out is None:
+        return ops.wgrad_grouped(a, b, offsets, dtype)
+    ops.wgrad_grouped_(a, b, offsets, out, accumulate)
+    return out

@@ -1,0 +1,50 @@
+"""A step up from `tiny` for an afternoon on a CPU or minutes on one GPU: 23M parameters, and 4M of MTP."""
+
+from __future__ import annotations
+
+from examples.configs.run_config import DataConfig, RunConfig, TrainConfig
+from examples.configs.schedules import REPORT
+from examples.model.config import ModelConfig
+
+CONFIG = RunConfig(
+    name="small",
+    model=ModelConfig(
+        vocab_size=8192,
+        hidden_size=256,
+        num_layers=6,
+        num_dense_layers=1,
+        num_heads=8,
+        q_lora_rank=128,
+        kv_lora_rank=128,
+        qk_nope_head_dim=32,
+        qk_rope_head_dim=16,
+        v_head_dim=32,
+        dense_inner_size=768,
+        expert_inner_size=128,
+        num_experts=32,
+        num_shared_experts=1,
+        top_k=4,
+        num_groups=4,
+        top_groups=2,
+        mtp_depth=1,
+        max_positions=512,
+        init_std=0.02,
+        precision="fp32",
+    ),
+    data=DataConfig(seq_len=512),
+    train=TrainConfig(
+        schedule=REPORT.scaled(
+            2000 * 32 * 512,
+            sequence_length=512,
+            start_batch=16,
+            end_batch=32,
+            warmup_fraction=0.05,
+            peak_lr=1.5e-3,
+            bias_speed=0.003,
+        ),
+        eval_every=100,
+        checkpoint_every=250,
+        sample_every=250,
+        ema_decay=0.99,
+    ),
+)

@@ -1,0 +1,88 @@
+"""Held-out loss and bits per byte of each source, and how evenly the experts are loaded on it (section 4.4.1, 4.5.2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from deepseek_ops.moe import max_violation
+from examples.data.evaluation import EvalBatches
+from examples.data.shards import ShardReader
+from examples.model.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class SourceLoss:
+    """Of one source: nats per token, of the token after next (MTP, 0 without), bits per byte, and how much was read."""
+
+    loss: float
+    mtp_loss: float
+    bits_per_byte: float
+    tokens: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out result. loss: over all tokens. load: expert load / mean, [layers, E], main layers then MTP."""
+
+    loss: float
+    bits_per_byte: float
+    sources: dict[str, SourceLoss]
+    load: list[list[float]]
+    max_violation: list[float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def held_out_loss(
+    model: Transformer,
+    readers: Mapping[str, ShardReader],
+    seq_len: int,
+    *,
+    batch_size: int = 16,
+    max_tokens: int = 16384,
+    mask_documents: bool = False,
+) -> HeldOut:
+    """Evaluate at most `max_tokens` tokens of each source; the model's training mode and counts are left alone."""
+    was_training = model.training
+    model.eval()
+    device = model.embed.weight.device
+    sources, counts = {}, 0
+    for name, reader in readers.items():
+        nats = mtp_nats = 0.0
+        tokens = seen_bytes = 0
+        for batch, n_bytes in EvalBatches(
+            reader, seq_len, batch_size, max_tokens, mask_documents=mask_documents
+        ):
+            batch = batch.to(device)
+            layout = {"cu_seqlens": batch.cu_seqlens, "positions": batch.positions} if mask_documents else {}
+            output = model.loss(
+                batch.tokens, loss_mask=batch.loss_mask, mtp_weight=1.0, balance_alpha=0.0, **layout
+            )
+            n = int(batch.loss_mask.sum())
+            nats += float(output.main) * n
+            mtp_nats += sum(map(float, output.mtp[:1])) * n
+            tokens, seen_bytes = tokens + n, seen_bytes + n_bytes
+            counts = counts + output.counts
+        sources[name] = SourceLoss(
+            nats / tokens, mtp_nats / tokens, nats / math.log(2) / max(1, seen_bytes), tokens, seen_bytes
+        )
+    model.train(was_training)
+    total = sum(s.tokens for s in sources.values())
+    nats = sum(s.loss * s.tokens for s in sources.values())
+    load = counts / counts.double().mean(-1, keepdim=True) if len(counts) else counts
+    return HeldOut(
+        loss=nats / total,
+        bits_per_byte=nats / math.log(2) / max(1, sum(s.bytes for s in sources.values())),
+        sources=sources,
+        load=load.tolist(),
+        max_violation=[float(max_violation(layer)) for layer in counts],
+    )

@@ -1,0 +1,97 @@
+"""The paged latent cache: 576 values per token and layer at the report's size, whatever the number of heads.
+
+Every sequence owns pages through `block_table`; all layers share the table. The main model and each MTP depth have
+lengths of their own, because a draft runs ahead of, or behind, what has been verified: rejecting a draft is `truncate`,
+and nothing is moved or cleared.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from deepseek_ops._checks import ArgumentError, ceil_div, check_range, check_tensor
+from examples.model.config import ModelConfig
+from examples.model.layers import activation_dtype
+
+PAGE = 64
+
+
+class LatentCache:
+    """Room for `batch_size` sequences of up to `max_length` tokens.
+
+    pages: per layer (main layers, then MTP depths) [blocks, 64, kv_lora + rope].
+    block_table: int32 [B, blocks per sequence]. lengths[d]: int32 [B]; d = 0 the main model, d >= 1 an MTP depth.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch_size: int,
+        max_length: int,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        check_range("batch_size", batch_size, low=0)
+        check_range("max_length", max_length, low=1)
+        self.config, self.max_length = config, max_length
+        per_row = ceil_div(max_length, PAGE)
+        shape = (batch_size * per_row, PAGE, config.latent_width)
+        dtype = dtype or activation_dtype(config.precision)
+        layers = config.num_layers + config.mtp_depth
+        self.pages = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        blocks = torch.arange(batch_size * per_row, dtype=torch.int32, device=device)
+        self.block_table = blocks.view(batch_size, per_row)
+        zero = torch.zeros(batch_size, dtype=torch.int32, device=device)
+        self.lengths = [zero.clone() for _ in range(1 + config.mtp_depth)]
+        # Known on the host, so that an overflow is an error before anything is written, without a device sync.
+        self._longest = [0] * (1 + config.mtp_depth)
+
+    @property
+    def batch_size(self) -> int:
+        """Number of sequences now in the cache."""
+        return self.block_table.shape[0]
+
+    def reserve(self, depth: int, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Append `count` tokens to every sequence at a depth; returns (positions, slots, new lengths).
+
+        positions, slots: int64 [B * count]. Raises `ArgumentError` if a sequence could outgrow the cache.
+        """
+        self.check_room(self._longest[depth] + count)
+        lengths = self.lengths[depth]
+        positions = lengths[:, None].long() + torch.arange(count, device=lengths.device)
+        self._longest[depth] += count
+        self.lengths[depth] = lengths + count
+        return positions.flatten(), self.slots(positions).flatten(), self.lengths[depth]
+
+    def fill(self, depth: int, lengths: torch.Tensor, longest: int) -> None:
+        """Say that sequences now hold `lengths` int32 [B] tokens at a depth, none more than `longest`."""
+        self.check_room(longest)
+        self.lengths[depth], self._longest[depth] = lengths.to(torch.int32), longest
+
+    def check_room(self, length: int) -> None:
+        """Raise `ArgumentError` unless a sequence of `length` tokens fits."""
+        if length > self.max_length:
+            raise ArgumentError(f"cache: holds at most {self.max_length} tokens per sequence; got {length}")
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing has been written since the start or the last `truncate` to 0."""
+        return not any(self._longest)
+
+    def slots(self, positions: torch.Tensor) -> torch.Tensor:
+        """int64 [B, n] positions of each sequence -> int64 [B, n] places in the pages."""
+        blocks = self.block_table.long().gather(1, positions // PAGE)
+        return blocks * PAGE + positions % PAGE
+
+    def truncate(self, lengths: torch.Tensor, depth: int = 0) -> None:
+        """Forget everything past `lengths` int [B] at a depth: rejected drafts. Lengths that are not longer stay."""
+        check_tensor("lengths", lengths, shape=(self.batch_size,))
+        self.lengths[depth] = torch.minimum(self.lengths[depth], lengths.to(torch.int32))
+        if self.batch_size:
+            self._longest[depth] = int(self.lengths[depth].max())
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Keep only these sequences (int64 indices or bool [B]); pages stay in place. For finished sequences."""
+        self.block_table = self.block_table[rows]
+        self.lengths = [lengths[rows] for lengths in self.lengths]

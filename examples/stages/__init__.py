@@ -1,0 +1,19 @@
+"""The stages of the recipe, in order. A stage is one readable file: see `examples.stages.stage`."""
+
+from examples.stages import evaluate, generate, pretrain, report, tokenize
+from examples.stages.stage import Stage
+
+RECIPE = (
+    Stage("tokenize", (), tokenize.run, "real text -> byte-level BPE -> token shards (section 4.1)"),
+    Stage("pretrain", ("tokenize",), pretrain.run, "pre-training (section 4.2)"),
+    Stage(
+        "without_bias",
+        ("tokenize",),
+        pretrain.run_without_bias,
+        "twin without the routing bias (section 4.5.2)",
+    ),
+    Stage("fp8", ("tokenize",), pretrain.run_fp8, "twin in FP8 (section 3.3)"),
+    Stage("evaluate", ("pretrain",), evaluate.run, "bits per byte of each source"),
+    Stage("generate", ("pretrain",), generate.run, "latent-cache generation and MTP speculative decoding"),
+    Stage("report", ("pretrain",), report.run, "report.md, report.html and the pictures"),
+)

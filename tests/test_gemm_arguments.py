@@ -1,0 +1,221 @@
+"""The GEMM family as ops: every argument error, schemas and fakes (opcheck), and torch.compile."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from deepseek_ops import ArgumentError
+from deepseek_ops import gemm as family
+from deepseek_ops import quantize as quant
+from deepseek_ops._registry import OPS
+
+E4M3, BF16, FP32 = torch.float8_e4m3fn, torch.bfloat16, torch.float32
+FP8 = ["fp8_gemm", "fp8_gemm_grouped", "fp8_gemm_masked", "fp8_wgrad", "fp8_wgrad_grouped"]
+WIDE = ["gemm", "gemm_grouped", "gemm_masked", "wgrad", "wgrad_grouped"]
+ACCUMULATING = ["fp8_gemm", "fp8_wgrad", "fp8_wgrad_grouped", "gemm", "wgrad", "wgrad_grouped"]
+
+
+def i32(values) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def valid(name: str) -> dict:
+    """Arguments of a valid call."""
+    torch.manual_seed(0)
+    a, b, c = torch.randn(6, 256), torch.randn(2, 8, 256), torch.randn(8, 256)
+    if not name.startswith("fp8_"):
+        a, b, c = a.to(BF16), b.to(BF16), c.to(BF16)
+        return {
+            "gemm": {"a": a, "b": b[0]},
+            "gemm_grouped": {"a": a, "b": b, "offsets": i32([0, 2, 6])},
+            "gemm_masked": {"a": torch.stack([a, a]), "b": b, "masked_m": i32([0, 6])},
+            "wgrad": {"a": a.T, "b": c.T},
+            "wgrad_grouped": {"a": a.T, "b": c.T, "offsets": i32([0, 100, 256])},
+        }[name]
+    (a, sa), (b, sb), (c, sc) = quant.quantize_1x128(a), quant.quantize_128x128(b), quant.quantize_1x128(c)
+    left = {"a": a, "scale_a": sa}
+    transposed = {"a_t": a, "scale_a": sa, "b_t": c, "scale_b": sc}
+    batch = {"a": torch.stack([a, a]), "scale_a": torch.stack([sa, sa])}
+    return {
+        "fp8_gemm": {**left, "b": b[0], "scale_b": sb[0]},
+        "fp8_gemm_grouped": {**left, "b": b, "scale_b": sb, "offsets": i32([0, 2, 6])},
+        "fp8_gemm_masked": {**batch, "b": b, "scale_b": sb, "masked_m": i32([0, 6])},
+        "fp8_wgrad": transposed,
+        "fp8_wgrad_grouped": {**transposed, "offsets": i32([0, 128, 256])},
+    }[name]
+
+
+def call(name: str, **changes):
+    return getattr(family, name)(**{**valid(name), **changes})
+
+
+def refused(message: str):
+    """Expect an ArgumentError that begins like this."""
+    return pytest.raises(ArgumentError, match="^" + re.escape(message))
+
+
+@pytest.mark.parametrize("name", FP8 + WIDE)
+def test_errors_of_outputs(name):
+    shape = call(name).shape
+    with refused("out_dtype: must be one of torch.bfloat16, torch.float32; got torch.float16"):
+        call(name, out_dtype=torch.float16)
+    with refused("out: must be bfloat16 or float32; got float64"):
+        call(name, out=torch.empty(shape, dtype=torch.float64))
+    with refused(f"out: must have shape {list(shape)}; got shape {(*shape[:-1], 3)}"):
+        call(name, out=torch.empty(*shape[:-1], 3))
+    with refused("out: must be on cpu; got meta"):
+        call(name, out=torch.empty(shape, device="meta"))
+    with refused("out: must be a torch.Tensor; got str"):
+        call(name, out="here")
+    with refused("out_dtype: must be None or out's torch.float32; got torch.bfloat16"):
+        call(name, out=torch.empty(shape), out_dtype=BF16)
+
+
+@pytest.mark.parametrize("name", ACCUMULATING)
+def test_accumulate_needs_out(name):
+    with refused("accumulate: needs out to add to; got out=None"):
+        call(name, accumulate=True)
+
+
+@pytest.mark.parametrize("name", FP8)
+def test_errors_of_fp8_operands(name):
+    left, right = ("a_t", "b_t") if "wgrad" in name else ("a", "b")
+    arguments = valid(name)
+    for argument, dtype in ((left, E4M3), (right, E4M3), ("scale_a", FP32), ("scale_b", FP32)):
+        name_of_dtype = str(dtype).removeprefix("torch.")
+        with refused(f"{argument}: must be {name_of_dtype}; got bfloat16"):
+            call(name, **{argument: arguments[argument].to(BF16)})
+        with refused(f"{argument}: must be a torch.Tensor; got NoneType"):
+            call(name, **{argument: None})
+        if argument != left:
+            with refused(f"{argument}: must be on cpu; got meta"):
+                call(name, **{argument: arguments[argument].to("meta")})
+    for argument in ("scale_a", "scale_b"):
+        right_shape = list(arguments[argument].shape)
+        with refused(f"{argument}: must have shape {right_shape}; got shape (3, 5)"):
+            call(name, **{argument: torch.ones(3, 5)})
+    shorter = arguments[right][..., :128]
+    dim = shorter.ndim - 1
+    with pytest.raises(ArgumentError, match=f"^{right}: dimension {dim} must be 256 as {left} has "):
+        call(name, **{right: shorter})
+    with refused(f"{left}: must have {arguments[left].ndim} dimension(s); got shape (256,)"):
+        call(name, **{left: torch.zeros(256).to(E4M3)})
+    with refused("accumulation: must be one of 'exact', 'hopper', 'hopper_unpromoted'; got 'fast'"):
+        call(name, accumulation="fast")
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_errors_of_wide_operands(name):
+    arguments = valid(name)
+    with refused("a: must be bfloat16 or float32 or float64; got float16"):
+        call(name, a=arguments["a"].half())
+    with refused("b: must be bfloat16; got float32"):
+        call(name, b=arguments["b"].float())
+    with refused("a: must be a torch.Tensor; got NoneType"):
+        call(name, a=None)
+    with refused("b: must be on cpu; got meta"):
+        call(name, b=arguments["b"].to("meta"))
+    with pytest.raises(ArgumentError, match=r"^b: dimension \d must be \d+ as a has (columns|tokens)"):
+        call(name, b=arguments["b"][..., :128] if "wgrad" not in name else arguments["b"][:128])
+    with refused("out_dtype: must be one of torch.float64; got torch.float32"):
+        call(name, a=arguments["a"].double(), b=arguments["b"].double(), out_dtype=FP32)
+    out = torch.empty(call(name).shape)
+    for argument in ("a", "b"):
+        with refused("out: must be None while gradients of a or b are recorded"):
+            call(name, **{argument: arguments[argument].clone().requires_grad_()}, out=out)
+        with torch.no_grad():
+            call(name, **{argument: arguments[argument].clone().requires_grad_()}, out=out)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("gemm_grouped", {"offsets": torch.zeros(3, dtype=torch.int64)}, "offsets: must be int32; got int64"),
+        ("gemm_grouped", {"offsets": i32([0, 6])}, "offsets: must have shape [3]; got shape (2,)"),
+        ("gemm_grouped", {"offsets": i32([0, 5, 3])}, "offsets: must ascend within 0..6; got [0, 5, 3]"),
+        ("gemm_grouped", {"offsets": i32([0, 5, 7])}, "offsets: must ascend within 0..6; got [0, 5, 7]"),
+        ("gemm_grouped", {"offsets": i32([-1, 5, 6])}, "offsets: must ascend within 0..6; got [-1, 5, 6]"),
+        ("wgrad_grouped", {"offsets": i32([0, 257])}, "offsets: must ascend within 0..256; got [0, 257]"),
+        ("wgrad_grouped", {"offsets": i32([])}, "offsets: must hold at least one entry (G + 1); got (0,)"),
+        ("wgrad_grouped", {"offsets": i32([[0]])}, "offsets: must have shape [*]; got shape (1, 1)"),
+        ("wgrad_grouped", {"offsets": i32([0]).to("meta")}, "offsets: must be on cpu; got meta"),
+        ("gemm_masked", {"masked_m": i32([1, 2, 3])}, "masked_m: must have shape [2]; got shape (3,)"),
+        ("gemm_masked", {"masked_m": torch.zeros(2)}, "masked_m: must be int32; got float32"),
+    ],
+)
+def test_errors_of_groups(name, changes, message):
+    for prefix in ("", "fp8_"):
+        with refused(message):
+            call(prefix + name, **changes)
+
+
+def test_more_errors_of_groups():
+    with refused("offsets: must be multiples of 128; got [0, 100, 256]"):
+        call("fp8_wgrad_grouped", offsets=i32([0, 100, 256]))
+    with refused("b: dimension 0 must be 2 as a has matrices; got (3, 8, 256)"):
+        call("fp8_gemm_masked", b=torch.zeros(3, 8, 256).to(E4M3))
+    with refused("b: dimension 0 must be 2 as a has matrices; got (3, 8, 256)"):
+        call("gemm_masked", b=torch.zeros(3, 8, 256, dtype=BF16))
+
+
+@pytest.mark.parametrize("name", ["fp8_gemm_grouped", "fp8_wgrad_grouped", "gemm_grouped", "wgrad_grouped"])
+def test_a_refused_call_writes_nothing(name):
+    out = torch.full(call(name).shape, 777.0)
+    with pytest.raises(ArgumentError):
+        call(name, out=out, offsets=i32([0, 128, 1024]))
+    assert (out == 777.0).all()
+
+
+@pytest.mark.parametrize("name", FP8 + WIDE)
+def test_opcheck(name):
+    arguments = list(valid(name).values())
+    last = ("hopper",) if name.startswith("fp8_") else ()
+    accumulate = (True,) if name in ACCUMULATING else ()
+    tests = ["test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
+    if not last:  # opcheck's own comparison of inputs before and after does not exist for fp8
+        tests.append("test_schema")
+    torch.library.opcheck(OPS[name].raw, (*arguments, FP32, *last), test_utils=tests)
+    out = torch.zeros(call(name).shape)
+    torch.library.opcheck(OPS[name + "_"].raw, (*arguments, out, *accumulate, *last), test_utils=tests)
+
+
+@pytest.mark.parametrize("name", FP8)
+def test_fp8_operands_are_not_written(name):
+    arguments = valid(name)
+    for accumulation in ("exact", "hopper", "hopper_unpromoted"):
+        call(name, **arguments, accumulation=accumulation)
+    for key, before in valid(name).items():
+        assert torch.equal(arguments[key].view(torch.uint8), before.view(torch.uint8))
+
+
+def test_opcheck_of_the_masked_weight_gradient():
+    a, b = torch.randn(2, 5, 3), torch.randn(2, 5, 4)
+    torch.library.opcheck(OPS["wgrad_masked"].raw, (a, b, i32([5, 2]), FP32))
+
+
+def test_compile_whole_with_gradients():
+    offsets, masked_m = i32([0, 3, 3, 7]), i32([2, 0, 4])
+
+    def step(x, w, experts, sink):
+        y = family.gemm_grouped(family.gemm(x, w), experts, offsets)
+        z = family.gemm_masked(y[:6].reshape(3, 2, -1).repeat(1, 2, 1), experts.mT, masked_m)
+        family.wgrad_grouped(y.detach(), x.detach(), offsets, out=sink, accumulate=True)
+        q, scale = quant.quantize_1x128(y.detach())
+        weight, weight_scale = quant.quantize_128x128(w.detach())
+        again = family.fp8_gemm(q, scale, weight.view(torch.uint8).mT.contiguous().view(E4M3), weight_scale)
+        return z.square().sum() + y.sum(), again
+
+    results = []
+    for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(0)
+        x, w, experts = torch.randn(9, 8), torch.randn(12, 8), torch.randn(3, 12, 12)
+        leaves = [t.requires_grad_() for t in (x, w, experts)]
+        sink = torch.ones(3, 12, 8)
+        loss, again = function(*leaves, sink)
+        loss.backward()
+        results.append([loss.detach(), again, sink, *(t.grad for t in leaves)])
+    for eager, compiled in zip(*results, strict=True):
+        assert torch.allclose(eager, compiled, rtol=1e-4, atol=1e-4)
