@@ -17,7 +17,7 @@ from ._checks import E4M3, ceil_div, check_tensor, require, round_up
 from ._registry import declare
 from .reference import activation as reference
 
-__all__ = ["swiglu", "swiglu_quantize"]
+__all__ = ["swiglu", "swiglu_backward", "swiglu_quantize"]
 
 _FLOATS = (torch.bfloat16, torch.float32, torch.float64)
 
@@ -32,6 +32,21 @@ def swiglu(gate_up: Tensor, weight: Tensor | None = None) -> Tensor:
     _check(gate_up, weight)
     out: Tensor = _swiglu(gate_up, weight)
     return out
+
+
+def swiglu_backward(
+    dy: Tensor, gate_up: Tensor, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of `swiglu` for dy [..., I]: (dgate_up [..., 2 I], dweight fp32 [...] or None).
+
+    For those who write their own autograd around it, as `deepseek_ops.nn.Fp8Experts` does: gate_up may be a
+    dequantised copy, from which the activation is recomputed. Not differentiable. Raises `ArgumentError`.
+    """
+    _check(gate_up, weight)
+    shape = (*gate_up.shape[:-1], gate_up.shape[-1] // 2)
+    check_tensor("dy", dy, dtype=gate_up.dtype, shape=shape, device=gate_up.device)
+    dgate_up, dweight = _swiglu_backward(dy, gate_up, weight)
+    return dgate_up, None if weight is None else dweight
 
 
 def swiglu_quantize(

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepseek_ops import ArgumentError, activation
+from deepseek_ops.activation import swiglu, swiglu_backward
 from deepseek_ops.quantize import quantize_1x128
 from deepseek_ops.reference import activation as reference
 
@@ -159,3 +160,14 @@ X, W = torch.zeros(2, 4), torch.ones(2)
 def test_argument_errors_name_the_argument(argument, call):
     with pytest.raises(ArgumentError, match=rf"^{argument}: "):
         call()
+
+
+def test_public_backward_is_the_gradient_and_checks_its_arguments():
+    gate_up, weight = torch.randn(5, 12, requires_grad=True), torch.rand(5, requires_grad=True)
+    dy = torch.randn(5, 6)
+    swiglu(gate_up, weight).backward(dy)
+    dgate_up, dweight = swiglu_backward(dy, gate_up.detach(), weight.detach())
+    assert torch.equal(dgate_up, gate_up.grad) and torch.equal(dweight, weight.grad)
+    assert swiglu_backward(dy, gate_up.detach())[1] is None
+    with pytest.raises(ArgumentError, match=r"dy: must have shape \[5, 6\]"):
+        swiglu_backward(dy[:, :3], gate_up.detach())

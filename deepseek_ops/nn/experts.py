@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from .._checks import require
-from ..activation import _swiglu_backward as swiglu_backward
-from ..activation import swiglu, swiglu_quantize
+from ..activation import swiglu, swiglu_backward, swiglu_quantize
 from ..gemm import fp8_gemm_grouped, fp8_wgrad_grouped
 from ..quantize import dequantize_1x128, quantize_1x128, quantize_128x1, requantize_128x1
 from .weights import Fp8Weight, Fp8WeightCache
@@ -33,7 +32,7 @@ class _Fp8ExpertsFunction(torch.autograd.Function):
         down8: Fp8Weight,
         accumulation: str,
     ) -> torch.Tensor:
-        mode = {"out_dtype": x.dtype, "accumulation": accumulation}
+        mode: dict[str, Any] = {"out_dtype": x.dtype, "accumulation": accumulation}
         q, scale = quantize_1x128(x, pow2=True)
         hidden = fp8_gemm_grouped(q, scale, gate_up8.q, gate_up8.scale, offsets, **mode)
         hidden_q, hidden_scale = quantize_1x128(hidden, pow2=True)
@@ -46,7 +45,7 @@ class _Fp8ExpertsFunction(torch.autograd.Function):
     def backward(ctx: Any, dy: torch.Tensor) -> Any:
         q, scale, hidden_q, hidden_scale, row_weight, offsets = ctx.saved_tensors
         gate_up8, down8 = ctx.gate_up8, ctx.down8
-        wgrad = {"out_dtype": torch.float32, "accumulation": ctx.mode["accumulation"]}
+        wgrad: dict[str, Any] = {"out_dtype": torch.float32, "accumulation": ctx.mode["accumulation"]}
         hidden = dequantize_1x128(hidden_q, hidden_scale, dtype=dy.dtype)
 
         dy_q, dy_scale = quantize_1x128(dy, pow2=True)

@@ -48,7 +48,8 @@ class _Fp8LinearFunction(torch.autograd.Function):
             )
         if ctx.needs_input_grad[1]:
             if ctx.cache == "e5m6":
-                x = unpack_e5m6(*ctx.saved_tensors, ctx.width, granularity="tile", dtype=torch.float32)
+                packed, packed_scale = ctx.saved_tensors
+                x = unpack_e5m6(packed, packed_scale, ctx.width, granularity="tile", dtype=torch.float32)
                 x_t = quantize_128x1(x, pow2=True)
             else:
                 x_t = requantize_128x1(*ctx.saved_tensors)

@@ -18,7 +18,8 @@ class DataConfig:
     each source at most. weights: share of tokens per source, in the order of `sources`; none: in proportion to size.
     vocab_size: entries of the tokenizer to train (none: the model's vocab_size). seq_len: tokens fed per row. fim_rate: share of documents turned into prefix-suffix-middle. split_share: share of
     punctuation + line break tokens that are split. document_mask: hide documents of a row from each other (the report
-    does so in fine-tuning only). held_out_every: one document in so many is for evaluation. seed: of order and draws.
+    does so in fine-tuning only). shuffle_rows: rows shuffled among themselves, for small batches (`examples.data.shuffle`).
+    held_out_every: one document in so many is for evaluation. seed: of order and draws.
     """
 
     sources: tuple[str, ...] = ()
@@ -30,6 +31,7 @@ class DataConfig:
     fim_rate: float = 0.1
     split_share: float = 0.1
     document_mask: bool = False
+    shuffle_rows: int = 1
     held_out_every: int = 100
     seed: int = 0
 
@@ -52,7 +54,7 @@ class TrainConfig:
     micro_batch: rows per forward pass, 0: all at once. moments: type in which AdamW keeps its moments (section 3.3.3:
     bf16). ema_decay: of the copy on the CPU (not in the report). guard: what a loss spike does. stop_tokens: end early,
     on the same schedule; 0: at its end. twin_share: part of the run that the twins repeat (`examples.stages.pretrain`).
-    eval_every, checkpoint_every, sample_every: steps, 0 for never. seed: of the weights.
+    eval_every, checkpoint_every: steps, 0 for never. seed: of the weights.
     """
 
     schedule: Pretraining = REPORT
@@ -64,11 +66,10 @@ class TrainConfig:
     twin_share: float = 0.5
     eval_every: int = 1000
     checkpoint_every: int = 1000
-    sample_every: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("micro_batch", "stop_tokens", "eval_every", "checkpoint_every", "sample_every", "seed"):
+        for name in ("micro_batch", "stop_tokens", "eval_every", "checkpoint_every", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name}: must not be negative; got {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:

@@ -28,10 +28,10 @@ CONFIG = RunConfig(
         top_groups=2,
         mtp_depth=1,
         max_positions=512,
-        init_std=0.02,
+        init_std=0.03,
         precision="fp32",
     ),
-    data=DataConfig(seq_len=512),
+    data=DataConfig(seq_len=512, shuffle_rows=1024),
     train=TrainConfig(
         schedule=REPORT.scaled(
             2000 * 32 * 512,
@@ -44,7 +44,6 @@ CONFIG = RunConfig(
         ),
         eval_every=100,
         checkpoint_every=250,
-        sample_every=250,
         ema_decay=0.99,
     ),
 )

@@ -28,7 +28,7 @@ class SourceLoss:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out result. loss: over all tokens. load: expert load / mean, [layers, E], main layers then MTP."""
+    """Held-out result. loss, bits_per_byte: of the mixture, each source with its weight. load: expert load / mean, [layers, E], main layers then MTP."""
 
     loss: float
     bits_per_byte: float
@@ -50,8 +50,12 @@ def held_out_loss(
     batch_size: int = 16,
     max_tokens: int = 16384,
     mask_documents: bool = False,
+    weights: Mapping[str, float] | None = None,
 ) -> HeldOut:
-    """Evaluate at most `max_tokens` tokens of each source; the model's training mode and counts are left alone."""
+    """Evaluate at most `max_tokens` tokens of each source; the model's training mode and counts are left alone.
+
+    weights: share of each source in the totals, as in training; None: by the tokens that were read.
+    """
     was_training = model.training
     model.eval()
     device = model.embed.weight.device
@@ -76,12 +80,13 @@ def held_out_loss(
             nats / tokens, mtp_nats / tokens, nats / math.log(2) / max(1, seen_bytes), tokens, seen_bytes
         )
     model.train(was_training)
-    total = sum(s.tokens for s in sources.values())
-    nats = sum(s.loss * s.tokens for s in sources.values())
+    share = {name: source.tokens if weights is None else weights[name] for name, source in sources.items()}
+    nats = sum(share[name] * source.loss for name, source in sources.items())
+    text = sum(share[name] * source.bytes / source.tokens for name, source in sources.items())
     load = counts / counts.double().mean(-1, keepdim=True) if len(counts) else counts
     return HeldOut(
-        loss=nats / total,
-        bits_per_byte=nats / math.log(2) / max(1, sum(s.bytes for s in sources.values())),
+        loss=nats / sum(share.values()),
+        bits_per_byte=nats / math.log(2) / text,
         sources=sources,
         load=load.tolist(),
         max_violation=[float(max_violation(layer)) for layer in counts],

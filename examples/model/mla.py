@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from deepseek_ops.attention import cache_write_, mla_attention, mla_decode
-from deepseek_ops.rope import rope
 from torch import nn
 
+from deepseek_ops.attention import cache_write_, mla_attention, mla_decode
+from deepseek_ops.rope import rope
 from examples.model.config import ModelConfig
 from examples.model.layers import RMSNorm, activation_dtype, make_linear
 from examples.model.recompute import dropping
@@ -38,6 +38,11 @@ class Layout:
     slots: torch.Tensor | None = None
     block_table: torch.Tensor | None = None
     lengths: torch.Tensor | None = None
+
+
+def row_borders(rows: int, length: int, device: torch.device) -> torch.Tensor:
+    """Borders of `rows` sequences of `length` tokens each: int32 [rows + 1]."""
+    return torch.arange(rows + 1, dtype=torch.int32, device=device) * length
 
 
 class MLA(nn.Module):
@@ -101,13 +106,13 @@ class MLA(nn.Module):
         [T, D] -> [T, D].
         """
         c_q, c_kv, k_pe = self._compress(x_TD)
-        q = self._queries(self.q_norm(c_q) if self.q_rank else c_q, layout)
-        cache_write_(pages, self.kv_norm(c_kv), rope(k_pe, layout.positions, layout.inv_freq), layout.slots)
-        q_nope, q_pe = q.split([self.nope, self.rope_dim], dim=-1)
+        q_nope, q_pe = self._split_heads(self.q_b(self.q_norm(c_q)) if self.q_rank else c_q)
+        turned = rope(torch.cat((q_pe, k_pe[:, None]), dim=1), layout.positions, layout.inv_freq)
+        cache_write_(pages, self.kv_norm(c_kv), turned[:, -1], layout.slots)
         w_uk, w_uv = self.absorbed_weights(x_TD.dtype)
         q_latent = torch.bmm(q_nope.transpose(0, 1), w_uk).transpose(0, 1)
         out, _ = mla_decode(
-            torch.cat((q_latent, q_pe), dim=-1),
+            torch.cat((q_latent, turned[:, :-1]), dim=-1),
             pages,
             layout.block_table,
             layout.lengths,
@@ -131,8 +136,9 @@ class MLA(nn.Module):
 
     def _queries(self, q_latent: torch.Tensor, layout: Layout) -> torch.Tensor:
         """[T, q_lora] (or the whole query) -> [T, H, nope + rope], rotated."""
-        q = self.q_b(q_latent) if self.q_rank else q_latent
-        q_nope, q_pe = q.view(-1, self.heads, self.nope + self.rope_dim).split(
-            [self.nope, self.rope_dim], dim=-1
-        )
+        q_nope, q_pe = self._split_heads(self.q_b(q_latent) if self.q_rank else q_latent)
         return torch.cat((q_nope, rope(q_pe, layout.positions, layout.inv_freq)), dim=-1)
+
+    def _split_heads(self, q: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """[T, H * (nope + rope)] -> views [T, H, nope], [T, H, rope]."""
+        return q.view(-1, self.heads, self.nope + self.rope_dim).split([self.nope, self.rope_dim], dim=-1)

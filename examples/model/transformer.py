@@ -6,26 +6,24 @@ each other. Losses are sums over tokens divided by one count, so that micro-batc
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from deepseek_ops._checks import ArgumentError, check_range, check_tensor
+from deepseek_ops._checks import ArgumentError, check_tensor
 from deepseek_ops.loss import linear_cross_entropy
 from deepseek_ops.moe import balance_loss
 from deepseek_ops.rope import yarn_inv_freq
 from examples.model.block import Block
-from examples.model.cache import LatentCache
 from examples.model.config import ModelConfig
+from examples.model.decoding import CachedDecoding
 from examples.model.layers import RMSNorm, activation_dtype, make_linear
-from examples.model.mla import Layout
+from examples.model.mla import Layout, row_borders
 from examples.model.moe import Router, Routing
 from examples.model.mtp import MTPModule
 
 IGNORED = -100
-MAX_STEP_TOKENS = 8
 
 
 @dataclass
@@ -45,20 +43,7 @@ class LossOutput:
     nll: torch.Tensor | None = None
 
 
-@dataclass
-class StepOutput:
-    """Of cached decoding. hidden: normed states [B, q, D]; logits: fp32 [B, q, V]; `prefill`: of each last token, q = 1.
-
-    mtp_hidden: from `prefill` with MTP, each depth's last state [B, 1, D]: with more than one depth, the next depth's
-    first draft continues from it (zeros for prompts too short to have one).
-    """
-
-    hidden: torch.Tensor
-    logits: torch.Tensor
-    mtp_hidden: list[torch.Tensor] = field(default_factory=list)
-
-
-class Transformer(nn.Module):
+class Transformer(CachedDecoding, nn.Module):
     """Parameters: `embed.weight` [V, D], `layers`, `norm`, `head.weight` [V, D], `mtp` (one module per depth).
 
     Initialised N(0, init_std), norms 1 (section 4.2), from torch's global generator. Build under
@@ -198,7 +183,7 @@ class Transformer(nn.Module):
         if balance_alpha and record:
             options = {"alpha": balance_alpha, "selection": self.config.balance_selection}
             for routing in record:
-                borders = _row_borders(rows, routing.scores.shape[0] // max(rows, 1), tokens.device)
+                borders = row_borders(rows, routing.scores.shape[0] // max(rows, 1), tokens.device)
                 balance = balance + balance_loss(routing.scores, routing.topk_idx, borders, **options)
             if normalizer is not None:
                 balance = balance * (count / normalizer)
@@ -239,94 +224,6 @@ class Transformer(nn.Module):
         """Parameters of the main model, or those that only the MTP modules have."""
         return sum(p.numel() for name, p in self.named_parameters() if name.startswith("mtp.") == mtp)
 
-    # --- cached decoding -----------------------------------------------------------------------------------------
-
-    def new_cache(self, batch_size: int, max_length: int) -> LatentCache:
-        """An empty cache on the model's device."""
-        return LatentCache(self.config, batch_size, max_length, device=self.embed.weight.device)
-
-    @torch.no_grad()
-    def prefill(
-        self, tokens: torch.Tensor, cache: LatentCache, lengths: torch.Tensor | None = None
-    ) -> StepOutput:
-        """Read prompts into an empty cache, the MTP modules' part included.
-
-        tokens: int64 [B, S], padded on the right if `lengths` (int [B], at least 1 each) is given; padding is not
-        computed. Returns the state and logits of each prompt's last token: [B, 1, D], [B, 1, V].
-        """
-        self._check_tokens(tokens)
-        rows, longest = tokens.shape
-        check_tensor("tokens", tokens, shape=(cache.batch_size, None))
-        if not cache.empty:
-            raise ArgumentError("cache: prefill needs an empty one; got sequences in it")
-        if lengths is None:
-            lengths = torch.full((rows,), longest, device=tokens.device)
-        else:
-            check_tensor("lengths", lengths, shape=(rows,), device=tokens.device)
-            if rows and not 1 <= int(lengths.min()) <= int(lengths.max()) <= longest:
-                raise ArgumentError(f"lengths: must be in [1, {longest}]; got {lengths.tolist()}")
-        place = torch.arange(longest, device=tokens.device)
-        cache.check_room(longest)
-        all_slots = cache.slots(place.expand(rows, -1))
-        hidden = emb = None
-        last = []
-        for depth in range(1 + self.config.mtp_depth):
-            kept = (lengths - depth).clamp(
-                min=0
-            )  # depth k knows the positions whose k-th next token is in the prompt
-            row, position = (place < kept[:, None]).nonzero(as_tuple=True)
-            borders = F.pad(kept.cumsum(0), (1, 0)).to(torch.int32)
-            layout = Layout(position, borders, self._frequencies(tokens.device), all_slots[row, position])
-            cache.fill(depth, kept, max(longest - depth, 0))
-            if depth == 0:
-                flat, emb_flat = self._trunk(tokens[row, position], layout, pages=cache.pages)
-                emb = _unpack(emb_flat, row, position, rows, longest)
-            else:
-                module, pages = self.mtp[depth - 1], cache.pages[self.config.num_layers + depth - 1]
-                flat = module(hidden[row, position], emb[row, position + depth], layout, pages=pages)
-            hidden = _unpack(flat, row, position, rows, longest)
-            last.append(hidden[torch.arange(rows, device=tokens.device), (kept - 1).clamp(min=0)][:, None])
-        return StepOutput(last[0], self.head(last[0]).float(), last[1:])
-
-    @torch.no_grad()
-    def decode_step(self, tokens: torch.Tensor, cache: LatentCache) -> StepOutput:
-        """Append 1 to 8 tokens per sequence (one sampled, or one and a draft to verify): int64 [B, q] -> [B, q, ...]."""
-        layout = self._append(tokens, cache, 0)
-        hidden, _ = self._trunk(tokens.reshape(-1), layout, pages=cache.pages)
-        return self._step_output(hidden, tokens.shape[0])
-
-    @torch.no_grad()
-    def mtp_draft(
-        self, hidden: torch.Tensor, next_token: torch.Tensor, cache: LatentCache, depth: int = 1
-    ) -> StepOutput:
-        """One step of MTP depth k: from the states of depth k - 1 at q positions and the tokens k ahead of them.
-
-        hidden: [B, q, D], `StepOutput.hidden` of `prefill`, `decode_step` or of the depth before. next_token: int64
-        [B, q]. The logits are those of the token after `next_token`. Appends to the depth's own part of the cache, which
-        must hold exactly the positions before these (`cache.truncate(lengths, depth)` takes rejected ones back).
-        """
-        check_range("depth", depth, low=1, high=self.config.mtp_depth)
-        check_tensor("hidden", hidden, shape=(*next_token.shape, self.config.hidden_size))
-        layout = self._append(next_token, cache, depth)
-        pages = cache.pages[self.config.num_layers + depth - 1]
-        emb = self.embed(next_token.reshape(-1))
-        state = self.mtp[depth - 1](hidden.flatten(0, 1), emb, layout, pages=pages)
-        return self._step_output(state, next_token.shape[0])
-
-    def _append(self, tokens: torch.Tensor, cache: LatentCache, depth: int) -> Layout:
-        self._check_tokens(tokens)
-        check_tensor("tokens", tokens, shape=(cache.batch_size, None))
-        check_range("tokens.shape[1]", tokens.shape[1], low=1, high=MAX_STEP_TOKENS)
-        rows, count = tokens.shape
-        positions, slots, lengths = cache.reserve(depth, count)
-        borders = _row_borders(rows, count, tokens.device)
-        frequencies = self._frequencies(tokens.device)
-        return Layout(positions, borders, frequencies, slots, cache.block_table, lengths)
-
-    def _step_output(self, hidden_TD: torch.Tensor, rows: int) -> StepOutput:
-        hidden = hidden_TD.view(rows, hidden_TD.shape[0] // max(rows, 1), -1)
-        return StepOutput(hidden, self.head(hidden).float())
-
     # --- parts ---------------------------------------------------------------------------------------------------
 
     def _trunk(
@@ -364,7 +261,7 @@ class Transformer(nn.Module):
             borders = (
                 _shorten(layout.cu_seqlens, length, kept)
                 if documents
-                else _row_borders(rows, kept, emb.device)
+                else row_borders(rows, kept, emb.device)
             )
             shorter = Layout(positions[:, :kept].reshape(-1), borders, layout.inv_freq)
             state = module(
@@ -392,7 +289,7 @@ class Transformer(nn.Module):
         else:
             check_tensor("positions", positions, dtype=torch.int64, shape=(rows, length), device=device)
         if cu_seqlens is None:
-            cu_seqlens = _row_borders(rows, length, device)
+            cu_seqlens = row_borders(rows, length, device)
         else:
             check_tensor("cu_seqlens", cu_seqlens, dtype=torch.int32, ndim=1, device=device)
         return Layout(positions.reshape(-1), cu_seqlens, self._frequencies(device))
@@ -426,19 +323,6 @@ class Transformer(nn.Module):
 
 def _empty(config: ModelConfig, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(config.vocab_size, config.hidden_size, dtype=dtype)
-
-
-def _unpack(
-    flat: torch.Tensor, row: torch.Tensor, position: torch.Tensor, rows: int, length: int
-) -> torch.Tensor:
-    """[T, D] back to rows: [B, S, D], 0 where a row has no token."""
-    out = flat.new_zeros(rows, length, flat.shape[-1])
-    out[row, position] = flat
-    return out
-
-
-def _row_borders(rows: int, length: int, device: torch.device) -> torch.Tensor:
-    return torch.arange(rows + 1, dtype=torch.int32, device=device) * length
 
 
 def _shorten(cu_seqlens: torch.Tensor, length: int, kept: int) -> torch.Tensor:

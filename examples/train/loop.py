@@ -20,6 +20,7 @@ from deepseek_ops.optimizer import CpuEma
 from examples.configs import RunConfig, to_dict
 from examples.data.pack import Batch, PackedLoader
 from examples.data.shards import ShardReader
+from examples.data.shuffle import RowShuffle
 from examples.errors import UserError
 from examples.evals.perplexity import HeldOut, held_out_loss
 from examples.model.transformer import LossOutput, Transformer
@@ -54,10 +55,11 @@ class Trainer:
         self.optimizer = MixedAdamW(self.model, self.schedule.optimizer, _MOMENTS[config.train.moments])
         self.ema = CpuEma(self.optimizer.masters, config.train.ema_decay)
         data = config.data
-        weights = dict(zip(data.sources, data.weights, strict=True)) if data.weights else None
-        self.loader = PackedLoader(
-            train, weights, data.seq_len, seed=data.seed, mask_documents=data.document_mask
+        self.weights = mixture_weights(config, train)
+        rows = PackedLoader(
+            train, self.weights, data.seq_len, seed=data.seed, mask_documents=data.document_mask
         )
+        self.loader = RowShuffle(rows, data.shuffle_rows, seed=data.seed)
         self.guard = LossGuard(GuardPolicy(action=config.train.guard))
         self.step = self.tokens = 0
         self.stop_tokens = min(
@@ -225,8 +227,27 @@ class Trainer:
         """Held-out loss of every source."""
         data = self.config.data
         return held_out_loss(
-            self.model, self.val, data.seq_len, max_tokens=max_tokens, mask_documents=data.document_mask
+            self.model,
+            self.val,
+            data.seq_len,
+            max_tokens=max_tokens,
+            mask_documents=data.document_mask,
+            weights=self.weights,
         )
+
+
+def mixture_weights(config: RunConfig, train: Mapping[str, ShardReader]) -> dict[str, float]:
+    """Share of tokens per source: as configured, for those that are present; else in proportion to their size."""
+    data = config.data
+    if data.weights is None:
+        total = sum(reader.tokens for reader in train.values())
+        return {name: reader.tokens / total for name, reader in train.items()}
+    weights = dict(zip(data.sources, data.weights, strict=True))
+    present = {name: weights.get(name, 0.0) for name in train}
+    total = sum(present.values())
+    if total <= 0 or min(present.values()) <= 0:
+        raise UserError(f"data.weights: must give every source of the shards a positive share; got {present}")
+    return {name: share / total for name, share in present.items()}
 
 
 def check_tokenizer(config: RunConfig, vocab_size: int) -> None:

@@ -1,0 +1,139 @@
+"""Cached decoding of the Transformer: read the prompts, append tokens, draft with the MTP modules.
+
+A step takes 1 to 8 tokens per sequence, so that one call samples, and one call verifies a draft (report section 5.4.3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from deepseek_ops._checks import ArgumentError, check_range, check_tensor
+from examples.model.cache import LatentCache
+from examples.model.config import ModelConfig
+from examples.model.mla import Layout, row_borders
+
+MAX_STEP_TOKENS = 8
+
+
+@dataclass
+class StepOutput:
+    """Of cached decoding. hidden: normed states [B, q, D]; logits: fp32 [B, q, V]; `prefill`: of each last token, q = 1.
+
+    mtp_hidden: from `prefill` with MTP, each depth's last state [B, 1, D]: with more than one depth, the next depth's
+    first draft continues from it (zeros for prompts too short to have one).
+    """
+
+    hidden: torch.Tensor
+    logits: torch.Tensor
+    mtp_hidden: list[torch.Tensor] = field(default_factory=list)
+
+
+class CachedDecoding:
+    """The decoding methods of `Transformer`, which provides the parts they run."""
+
+    if TYPE_CHECKING:
+        config: ModelConfig
+        embed: Any
+        head: Any
+        mtp: Any
+        _trunk: Any
+        _check_tokens: Any
+        _frequencies: Any
+
+    def new_cache(self, batch_size: int, max_length: int) -> LatentCache:
+        """An empty cache on the model's device."""
+        return LatentCache(self.config, batch_size, max_length, device=self.embed.weight.device)
+
+    @torch.no_grad()
+    def prefill(
+        self, tokens: torch.Tensor, cache: LatentCache, lengths: torch.Tensor | None = None
+    ) -> StepOutput:
+        """Read prompts into an empty cache, the MTP modules' part included.
+
+        tokens: int64 [B, S], padded on the right if `lengths` (int [B], at least 1 each) is given; padding is not
+        computed. Returns the state and logits of each prompt's last token: [B, 1, D], [B, 1, V].
+        """
+        self._check_tokens(tokens)
+        rows, longest = tokens.shape
+        check_tensor("tokens", tokens, shape=(cache.batch_size, None))
+        if not cache.empty:
+            raise ArgumentError("cache: prefill needs an empty one; got sequences in it")
+        if lengths is None:
+            lengths = torch.full((rows,), longest, device=tokens.device)
+        else:
+            check_tensor("lengths", lengths, shape=(rows,), device=tokens.device)
+            if rows and not 1 <= int(lengths.min()) <= int(lengths.max()) <= longest:
+                raise ArgumentError(f"lengths: must be in [1, {longest}]; got {lengths.tolist()}")
+        place = torch.arange(longest, device=tokens.device)
+        cache.check_room(longest)
+        all_slots = cache.slots(place.expand(rows, -1))
+        hidden = emb = None
+        last = []
+        for depth in range(1 + self.config.mtp_depth):
+            # Depth k knows the positions whose k-th next token is in the prompt.
+            kept = (lengths - depth).clamp(min=0)
+            row, position = (place < kept[:, None]).nonzero(as_tuple=True)
+            borders = F.pad(kept.cumsum(0), (1, 0)).to(torch.int32)
+            layout = Layout(position, borders, self._frequencies(tokens.device), all_slots[row, position])
+            cache.fill(depth, kept, max(longest - depth, 0))
+            if depth == 0:
+                flat, emb_flat = self._trunk(tokens[row, position], layout, pages=cache.pages)
+                emb = _unpack(emb_flat, row, position, rows, longest)
+            else:
+                module, pages = self.mtp[depth - 1], cache.pages[self.config.num_layers + depth - 1]
+                flat = module(hidden[row, position], emb[row, position + depth], layout, pages=pages)
+            hidden = _unpack(flat, row, position, rows, longest)
+            last.append(hidden[torch.arange(rows, device=tokens.device), (kept - 1).clamp(min=0)][:, None])
+        return StepOutput(last[0], self.head(last[0]).float(), last[1:])
+
+    @torch.no_grad()
+    def decode_step(self, tokens: torch.Tensor, cache: LatentCache) -> StepOutput:
+        """Append 1 to 8 tokens per sequence (one sampled, or one and a draft to verify): int64 [B, q] -> [B, q, ...]."""
+        layout = self._append(tokens, cache, 0)
+        hidden, _ = self._trunk(tokens.reshape(-1), layout, pages=cache.pages)
+        return self._step_output(hidden, tokens.shape[0])
+
+    @torch.no_grad()
+    def mtp_draft(
+        self, hidden: torch.Tensor, next_token: torch.Tensor, cache: LatentCache, depth: int = 1
+    ) -> StepOutput:
+        """One step of MTP depth k: from the states of depth k - 1 at q positions and the tokens k ahead of them.
+
+        hidden: [B, q, D], `StepOutput.hidden` of `prefill`, `decode_step` or of the depth before. next_token: int64
+        [B, q]. The logits are those of the token after `next_token`. Appends to the depth's own part of the cache, which
+        must hold exactly the positions before these (`cache.truncate(lengths, depth)` takes rejected ones back).
+        """
+        check_range("depth", depth, low=1, high=self.config.mtp_depth)
+        check_tensor("hidden", hidden, shape=(*next_token.shape, self.config.hidden_size))
+        layout = self._append(next_token, cache, depth)
+        pages = cache.pages[self.config.num_layers + depth - 1]
+        emb = self.embed(next_token.reshape(-1))
+        state = self.mtp[depth - 1](hidden.flatten(0, 1), emb, layout, pages=pages)
+        return self._step_output(state, next_token.shape[0])
+
+    def _append(self, tokens: torch.Tensor, cache: LatentCache, depth: int) -> Layout:
+        self._check_tokens(tokens)
+        check_tensor("tokens", tokens, shape=(cache.batch_size, None))
+        check_range("tokens.shape[1]", tokens.shape[1], low=1, high=MAX_STEP_TOKENS)
+        rows, count = tokens.shape
+        positions, slots, lengths = cache.reserve(depth, count)
+        borders = row_borders(rows, count, tokens.device)
+        frequencies = self._frequencies(tokens.device)
+        return Layout(positions, borders, frequencies, slots, cache.block_table, lengths)
+
+    def _step_output(self, hidden_TD: torch.Tensor, rows: int) -> StepOutput:
+        hidden = hidden_TD.view(rows, hidden_TD.shape[0] // max(rows, 1), -1)
+        return StepOutput(hidden, self.head(hidden).float())
+
+
+def _unpack(
+    flat: torch.Tensor, row: torch.Tensor, position: torch.Tensor, rows: int, length: int
+) -> torch.Tensor:
+    """[T, D] back to rows: [B, S, D], 0 where a row has no token."""
+    out = flat.new_zeros(rows, length, flat.shape[-1])
+    out[row, position] = flat
+    return out
