@@ -10,11 +10,11 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from deepseek_ops.activation import swiglu
-from deepseek_ops.norm import rms_norm, rms_norm_residual
 from torch import nn
 
+from deepseek_ops.activation import swiglu
 from deepseek_ops.gemm import gemm_grouped
+from deepseek_ops.norm import rms_norm, rms_norm_residual
 from examples.model.config import ModelConfig, Precision
 from examples.model.recompute import dropping
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from deepseek_ops.moe import permute, route, unpermute, update_bias_
 from torch import nn
 
+from deepseek_ops.moe import permute, route, unpermute, update_bias_
 from examples.model.config import ModelConfig
 from examples.model.layers import SwiGLU, activation_dtype, make_experts
 

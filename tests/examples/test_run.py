@@ -58,7 +58,7 @@ def test_full_disk(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)], capture_output=True
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)], check=False, capture_output=True
     )
     if mounted.returncode:
         pytest.skip("mounting a small tmpfs needs root")
@@ -66,7 +66,11 @@ def test_full_disk(tmp_path):
         arguments = ["tiny", "--run-dir", str(disk / "run"), "--stages", "tokenize"]
         arguments += ["data.sources=python", "data.max_bytes=2000000", "model.vocab_size=512"]
         done = subprocess.run(
-            [sys.executable, "-m", "examples.run", *arguments], cwd=REPOSITORY, capture_output=True, text=True
+            [sys.executable, "-m", "examples.run", *arguments],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 2, done.stdout + done.stderr
         lines = done.stderr.strip().splitlines()
