@@ -54,16 +54,18 @@ def check_tensor(
         )
     if ndim is not None:
         dims = (ndim,) if isinstance(ndim, int) else tuple(ndim)
-        rule = f"must have {' or '.join(map(str, dims))} dimension(s)"
-        require(tensor.ndim in dims, argument, rule, f"shape {tuple(tensor.shape)}")
+        if tensor.ndim not in dims:
+            rule = f"must have {' or '.join(map(str, dims))} dimension(s)"
+            fail(argument, rule, f"shape {tuple(tensor.shape)}")
     if shape is not None:
         fits = tensor.ndim == len(shape) and all(
             want is None or have == want for have, want in zip(tensor.shape, shape, strict=True)
         )
-        wanted = ", ".join("*" if want is None else str(want) for want in shape)
-        require(fits, argument, f"must have shape [{wanted}]", f"shape {tuple(tensor.shape)}")
-    if device is not None:
-        require(tensor.device == device, argument, f"must be on {device}", tensor.device)
+        if not fits:
+            wanted = ", ".join("*" if want is None else str(want) for want in shape)
+            fail(argument, f"must have shape [{wanted}]", f"shape {tuple(tensor.shape)}")
+    if device is not None and tensor.device != device:
+        fail(argument, f"must be on {device}", tensor.device)
     return tensor
 
 

@@ -68,14 +68,21 @@ _mla_attention = declare(
 
 
 def _fake_decode(
-    q: Tensor, cache: Tensor, block_table: Tensor, seqlens: Tensor, cu: Tensor, scale: float, latent_dim: int
+    q: Tensor,
+    cache: Tensor,
+    block_table: Tensor,
+    seqlens: Tensor,
+    cu: Tensor,
+    scale: float,
+    latent_dim: int,
+    batch_invariant: bool,
 ) -> tuple[Tensor, Tensor]:
     return q.new_empty(*q.shape[:2], latent_dim), _lse_like(q)
 
 
 _mla_decode = declare(
     "mla_decode(Tensor q, Tensor cache, Tensor block_table, Tensor cache_seqlens, Tensor cu_seqlens_q, "
-    "float softmax_scale, int latent_dim) -> (Tensor, Tensor)",
+    "float softmax_scale, int latent_dim, bool batch_invariant) -> (Tensor, Tensor)",
     reference=reference.mla_decode,
     fake=_fake_decode,
 )
@@ -194,6 +201,7 @@ def mla_decode(
     *,
     softmax_scale: float,
     latent_dim: int,
+    batch_invariant: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Absorbed attention of B requests with 0 to 8 query tokens each over their cached tokens (report 3.4).
 
@@ -203,11 +211,12 @@ def mla_decode(
     cache_seqlens: int32 [B], cached tokens *including* the query tokens, which must have been written.
     cu_seqlens_q: int32 [B + 1]; among a request's query tokens attention is causal (bottom right).
     softmax_scale: that of the unabsorbed form, `rope.softmax_scale(192)`, never 576^-0.5.
+    batch_invariant: a request's result does not depend on the other requests, bit for bit (for reinforcement
+    learning, where the trainer must see what the sampler saw); otherwise only up to rounding, and faster.
 
     Returns out [Tq, H, Dc] (P latent, still to be multiplied by W_UV) in q's dtype, and lse [Tq, H] fp32.
     A request of length 0, and a query token that sees no key, gives out 0 and lse -inf. What lies in pages that
-    no request uses, or in a page behind a request's end, has no influence, NaN included. A request's result does
-    not depend on the other requests, bit for bit. Not differentiable. Raises `ArgumentError`.
+    no request uses, or in a page behind a request's end, has no influence, NaN included. Not differentiable. Raises `ArgumentError`.
     """
     check_tensor("q", q, dtype=_FLOATS, ndim=3)
     rope_dim = q.shape[2] - latent_dim
@@ -220,7 +229,9 @@ def mla_decode(
     check_tensor("cache_seqlens", cache_seqlens, dtype=torch.int32, shape=(requests,), device=q.device)
     check_tensor("cu_seqlens_q", cu_seqlens_q, dtype=torch.int32, shape=(requests + 1,), device=q.device)
     check_range("softmax_scale", softmax_scale, low=0.0, high=3e38)
-    return _mla_decode(q, cache, block_table, cache_seqlens, cu_seqlens_q, softmax_scale, latent_dim)
+    return _mla_decode(
+        q, cache, block_table, cache_seqlens, cu_seqlens_q, softmax_scale, latent_dim, batch_invariant
+    )
 
 
 def merge_lse(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:

@@ -161,11 +161,12 @@ def mla_decode(
     cu_seqlens_q: torch.Tensor,
     softmax_scale: float,
     latent_dim: int,
+    batch_invariant: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Absorbed decode; see `deepseek_ops.attention.mla_decode`.
 
-    One pass per request, on purpose: its operations then have the same shapes whoever else is in the batch,
-    which makes the result independent of the batch bit for bit.
+    Requests with as many query tokens and as many pages are one batched product; with `batch_invariant` every
+    request is a batch of its own, because a product's last bits change with the number of matrices in it.
     """
     bounds, lengths = cu_seqlens_q.tolist(), cache_seqlens.tolist()
     longest = block_table.shape[1] * cache.shape[1]
@@ -179,25 +180,29 @@ def mla_decode(
     heads, wide = q.shape[1], _wide(q.dtype)
     out = q.new_zeros(*q.shape[:2], latent_dim)
     lse = torch.full(q.shape[:2], -torch.inf, dtype=wide, device=q.device)
+    groups: dict[tuple[int, ...], list[int]] = {}
     for request, (count, length) in enumerate(zip(counts, lengths, strict=True)):
-        first = max(count - length, 0)  # the query tokens before this one see no key
-        if first == count or not heads:
-            continue
-        pages = block_table[request, : ceil_div(length, cache.shape[1])]
-        keys = read_tokens(cache, pages, length, latent_dim, wide)
-        at = slice(bounds[request] + first, bounds[request] + count)
-        rows = q[at].to(wide).mul(softmax_scale * LOG2_E).flatten(0, 1)
-        scores = torch.mm(rows, keys.t())
-        ahead = count - first - 1
-        if ahead:  # query token i of `ahead + 1` does not see the last ahead - i tokens
-            bias = scores.new_full((ahead + 1, ahead), -torch.inf).triu_()
-            scores[:, length - ahead :].unflatten(0, (-1, heads)).add_(bias[:, None])
+        if count and length and heads:
+            pages = ceil_div(length, cache.shape[1])
+            groups.setdefault((count, pages, request if batch_invariant else -1), []).append(request)
+    for (count, pages, _), requests in groups.items():
+        index = torch.tensor(requests, device=q.device)
+        size = cache_seqlens.index_select(0, index).long()[:, None, None]
+        keys = read_tokens(cache, block_table.index_select(0, index)[:, :pages], size, latent_dim, wide)
+        at = cu_seqlens_q.index_select(0, index).long()[:, None] + torch.arange(count, device=q.device)
+        rows = q[at].to(wide).mul_(softmax_scale * LOG2_E)  # [n, count, H, D]
+        scores = torch.bmm(rows.flatten(1, 2), keys.mT).unflatten(1, (count, heads))
+        # Query token i of `count` sees all but the last count - 1 - i tokens.
+        visible = size - torch.arange(count - 1, -1, -1, device=q.device)[:, None]
+        place = torch.arange(keys.shape[1], device=q.device)
+        scores.masked_fill_((place >= visible)[:, :, None], -torch.inf)
         top = scores.amax(-1, keepdim=True)
-        p = scores.sub_(top).exp2_()
+        p = scores.sub_(top.clamp_min(torch.finfo(wide).min)).exp2_()  # of a token without keys: all 0
         total = p.sum(-1, keepdim=True)
-        p = p.mul_(total.reciprocal()).to(q.dtype).to(wide)
-        out[at] = torch.mm(p, keys[:, :latent_dim]).unflatten(0, (-1, heads))
-        lse[at] = total.log2_().add_(top).mul_(1 / LOG2_E).view(-1, heads)
+        p = p.div_(total.masked_fill(total == 0, 1)).to(q.dtype).to(wide)
+        values = torch.bmm(p.flatten(1, 2), keys[..., :latent_dim])
+        out[at] = values.unflatten(1, (count, heads)).to(q.dtype)
+        lse[at] = total.log2_().add_(top).mul_(1 / LOG2_E).squeeze(-1)
     return out, lse
 
 

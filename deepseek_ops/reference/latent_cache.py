@@ -46,14 +46,19 @@ def decode_tokens(tokens: torch.Tensor, latent_dim: int, dtype: torch.dtype) -> 
 
 
 def read_tokens(
-    cache: torch.Tensor, pages: torch.Tensor, length: int, latent_dim: int, dtype: torch.dtype
+    cache: torch.Tensor, pages: torch.Tensor, lengths: torch.Tensor, latent_dim: int, dtype: torch.dtype
 ) -> torch.Tensor:
-    """The first `length` tokens of a request whose pages are `pages`: [length, Dc + Dr] in `dtype`.
+    """Tokens of n requests with P pages each, int [n, P]: [n, P * page size, Dc + Dr] in `dtype`.
 
-    Nothing outside these tokens takes part in any arithmetic, whatever it holds.
+    lengths: int64 [n, 1, 1]; what lies past a request's length is read as zeros, whatever it holds.
     """
-    tokens = cache.index_select(0, pages).flatten(0, 1)[:length]
-    return decode_tokens(tokens, latent_dim, dtype) if cache.dtype == torch.uint8 else tokens.to(dtype)
+    n, page = pages.shape[0], cache.shape[1]
+    tokens = cache.index_select(0, pages.flatten()).view(n, -1, cache.shape[2])
+    past = torch.arange(tokens.shape[1], device=cache.device)[:, None] >= lengths
+    tokens.masked_fill_(past, 0)
+    if cache.dtype == torch.uint8:
+        return decode_tokens(tokens.flatten(0, 1), latent_dim, dtype).view(n, pages.shape[1] * page, -1)
+    return tokens.to(dtype)
 
 
 def cache_write_(

@@ -14,6 +14,7 @@ from .activation import row_chunks
 EPSILON = (
     1e-20  # the released gate adds it to the sum of the chosen scores; here also to the sum of all scores
 )
+FEW_ROWS = 64  # up to here one topk is cheaper than passes over slots: decoding
 TAKEN = torch.iinfo(torch.int64).min  # below the key of every float, of -inf too
 
 
@@ -43,6 +44,8 @@ def key_value(keys: Tensor) -> Tensor:
 
 def take_largest_(keys: Tensor, k: int) -> Tensor:
     """Indices of each row's k largest values, largest first, ties to the lowest index. Overwrites the keys."""
+    if keys.shape[0] <= FEW_ROWS:
+        return keys.topk(k).indices  # a row's keys are distinct, so there is no tie to break
     index = torch.empty((keys.shape[0], k), dtype=torch.int64, device=keys.device)
     for slot in range(k):
         best = key_index(keys.amax(1, keepdim=True), keys.shape[1])

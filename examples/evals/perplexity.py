@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from deepseek_ops.moe import max_violation
 from examples.data.evaluation import EvalBatches
 from examples.data.shards import ShardReader
 from examples.model.transformer import Transformer
@@ -28,7 +27,8 @@ class SourceLoss:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out result. loss, bits_per_byte: of the mixture, each source with its weight. load: expert load / mean, [layers, E], main layers then MTP."""
+    """Held-out result. loss, bits_per_byte: of the mixture, each source with its weight. load: expert load / mean on that
+    mixture, [layers, E], main layers then MTP; max_violation: its largest value - 1, per layer."""
 
     loss: float
     bits_per_byte: float
@@ -59,7 +59,7 @@ def held_out_loss(
     was_training = model.training
     model.eval()
     device = model.embed.weight.device
-    sources, counts = {}, 0
+    sources, counts = {}, {}
     for name, reader in readers.items():
         nats = mtp_nats = 0.0
         tokens = seen_bytes = 0
@@ -75,7 +75,7 @@ def held_out_loss(
             nats += float(output.main) * n
             mtp_nats += sum(map(float, output.mtp[:1])) * n
             tokens, seen_bytes = tokens + n, seen_bytes + n_bytes
-            counts = counts + output.counts
+            counts[name] = counts.get(name, 0) + output.counts.double()
         sources[name] = SourceLoss(
             nats / tokens, mtp_nats / tokens, nats / math.log(2) / max(1, seen_bytes), tokens, seen_bytes
         )
@@ -83,11 +83,13 @@ def held_out_loss(
     share = {name: source.tokens if weights is None else weights[name] for name, source in sources.items()}
     nats = sum(share[name] * source.loss for name, source in sources.items())
     text = sum(share[name] * source.bytes / source.tokens for name, source in sources.items())
-    load = counts / counts.double().mean(-1, keepdim=True) if len(counts) else counts
+    # A source counts with its share, whatever number of its tokens was read.
+    mixed = sum(counts[name] * (share[name] / sources[name].tokens) for name in sources)
+    load = mixed / mixed.mean(-1, keepdim=True)
     return HeldOut(
         loss=nats / sum(share.values()),
         bits_per_byte=nats / math.log(2) / text,
         sources=sources,
         load=load.tolist(),
-        max_violation=[float(max_violation(layer)) for layer in counts],
+        max_violation=(load.amax(-1) - 1).tolist(),
     )
