@@ -141,7 +141,8 @@ def _fail(name: str, kind: Any, value: object) -> typing.NoReturn:
 
 def _parse(text: str, kind: Any, name: str) -> Any:
     """A command-line string as a value of the annotated type."""
-    for option in _options(kind):
+    # None first: a list refuses the word outright.
+    for option in sorted(_options(kind), key=lambda option: option is not type(None)):
         try:
             return _parse_one(text, option, name)
         except ValueError:

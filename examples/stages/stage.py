@@ -34,15 +34,6 @@ class Context:
         """This stage's own folder."""
         return self.root / self.name
 
-    def result(self, stage: str) -> dict[str, Any]:
-        """The result of a finished stage."""
-        done = read_done(self.root, stage)
-        if done is None:
-            raise UserError(
-                f"stage {self.name!r} needs stage {stage!r}, which has not finished in {self.root}"
-            )
-        return done["result"]
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -127,6 +118,11 @@ def run_stages(stages: list[Stage], root: Path, config: RunConfig) -> None:
         if read_done(root, stage.name):
             print(f"{title}: already done ({root / stage.name})", flush=True)
             continue
+        for needed in stage.needs:
+            if read_done(root, needed) is None:
+                raise UserError(
+                    f"stage {stage.name!r} needs stage {needed!r}, which has not finished in {root}"
+                )
         print(f"{title}: {stage.about}", flush=True)
         start = time.monotonic()
         context = Context(root, stage.name, config)

@@ -28,7 +28,7 @@ from examples.train.checkpoint import load_latest, save_checkpoint
 from examples.train.guard import GuardPolicy, LossGuard
 from examples.train.metrics import MetricsWriter, Progress
 from examples.train.optim import MixedAdamW
-from examples.train.rng import capture_rng, restore_rng
+from examples.train.rng import capture_rng, restore_rng, seed_rng
 
 _MOMENTS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -50,8 +50,10 @@ class Trainer:
     ) -> None:
         self.config, self.folder, self.val = config, folder, val
         self.schedule = config.train.schedule
-        torch.manual_seed(config.train.seed)
         self.model = Transformer(config.model).to(device)
+        # After construction, which draws more or fewer numbers with the precision: a seed means the same weights.
+        seed_rng(config.train.seed)
+        self.model.reset_parameters()
         self.optimizer = MixedAdamW(self.model, self.schedule.optimizer, _MOMENTS[config.train.moments])
         self.ema = CpuEma(self.optimizer.masters, config.train.ema_decay)
         data = config.data

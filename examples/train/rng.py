@@ -9,6 +9,13 @@ import numpy as np
 import torch
 
 
+def seed_rng(seed: int) -> None:
+    """Start every global generator from `seed`, so that equal runs stay equal whatever uses them."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
 def capture_rng() -> dict[str, Any]:
     """State of torch (CPU and every CUDA device), numpy's legacy generator and Python's `random`, as JSON."""
     name, words, position, has_gauss, gauss = np.random.get_state()

@@ -135,6 +135,10 @@ def test_a_bad_override_is_one_clear_line(override, message):
     assert str(error.value) == message
 
 
+def test_none_empties_a_list():
+    assert parse_overrides(get_config("tiny"), ["data.weights=none"]).data.weights is None
+
+
 def test_a_section_and_a_key_in_it_cannot_both_be_set():
     for order in (["model.yarn=none", "model.yarn.factor=2"], ["model.yarn.factor=2", "model.yarn=none"]):
         with pytest.raises(UserError, match=r"model.yarn.*: one override sets the whole section"):
