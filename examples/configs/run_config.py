@@ -53,7 +53,8 @@ class TrainConfig:
 
     micro_batch: rows per forward pass, 0: all at once. moments: type in which AdamW keeps its moments (section 3.3.3:
     bf16). ema_decay: of the copy on the CPU (not in the report). guard: what a loss spike does. stop_tokens: end early,
-    on the same schedule; 0: at its end. twin_share: part of the run that the twins repeat (`examples.stages.pretrain`).
+    on the same schedule; 0: at its end. twin_share: part of the run that the twin without the
+    routing bias repeats (`examples.stages.pretrain`).
     eval_every, checkpoint_every: steps, 0 for never. seed: of the weights.
     """
 

@@ -61,6 +61,8 @@ def _headline(results: dict[str, Any], curves: dict[str, Any]) -> dict[str, floa
     if "fp8" in curves:
         high, low = _common(curves["pretrain"], curves["fp8"])
         numbers["fp8_gap_percent"] = plots.gap_percent(high, low)[-1]
+        fp8 = results["fp8"]["held_out"]["loss"]
+        numbers["fp8_held_out_gap_percent"] = 100 * (fp8 / main["loss"] - 1)
     if "acceptance" in results.get("generate", {}):
         numbers["mtp_acceptance"] = results["generate"]["acceptance"]
         numbers["speculative_equals_greedy"] = float(results["generate"]["equals_greedy"])
@@ -82,6 +84,7 @@ def _bounds(n: dict[str, float]) -> list[tuple[str, float | None, str, bool]]:
         lambda v: v > TARGETS["max_violation_without"],
     )
     add("FP8 loss gap, EMA 0.9, percent", "fp8_gap_percent", "< 0.25", lambda v: abs(v) < plots.BAND)
+    add("FP8 held-out gap, percent", "fp8_held_out_gap_percent", "< 0.25", lambda v: abs(v) < plots.BAND)
     add("MTP acceptance", "mtp_acceptance", "> 0.6 (tiny)", lambda v: v > TARGETS["acceptance"])
     add("speculative equals greedy", "speculative_equals_greedy", "1", lambda v: v == 1)
     return rows
@@ -187,7 +190,8 @@ def _fp8(page: Page, curves: dict[str, Any], numbers: dict[str, float]) -> None:
     plots.fp8_gap(page.folder / "fp8_gap.png", tokens, high, low, "BF16")
     page.picture("fp8_gap.png", "FP8 against the high-precision run: same weights, same rows")
     page.text(
-        f"Gap of the smoothed curves at the end: {numbers['fp8_gap_percent']:+.3f} %. Seed noise at this size is about "
+        f"Gap of the smoothed curves at the end: {numbers['fp8_gap_percent']:+.3f} %, of the held-out losses "
+        f"{numbers['fp8_held_out_gap_percent']:+.3f} %. Seed noise at this size is about "
         "0.6 %, so the twins share their seed; single points leave the band early, while the loss falls fast."
     )
 
@@ -201,8 +205,8 @@ def _generation(page: Page, results: dict[str, Any]) -> None:
         rows = [[source, f"{value:.1%}"] for source, value in r["acceptance_by_source"].items()]
         page.table(["source", "MTP drafts accepted"], [*rows, ["all", f"{r['acceptance']:.1%}"]])
         page.text(
-            f"{r['new_tokens']} tokens for {r['prompts']} prompts: {r['plain_steps']} passes one token at a time, "
-            f"{r['speculative_steps']} with drafts ({r['plain_tokens_per_second']:.0f} and "
+            f"{r['new_tokens']} tokens for {r['prompts']} prompts; {r['tokens_per_pass']:.2f} tokens a pass with drafts "
+            f"instead of 1 ({r['plain_tokens_per_second']:.0f} and "
             f"{r['speculative_tokens_per_second']:.0f} tokens/s on this machine)."
         )
     page.text(
