@@ -48,7 +48,7 @@ CONFIG = RunConfig(
     ),
     train=TrainConfig(
         schedule=REPORT.scaled(
-            340 * 16 * 256,
+            400 * 16 * 256,
             sequence_length=256,
             start_batch=16,
             end_batch=16,
@@ -58,7 +58,7 @@ CONFIG = RunConfig(
         ),
         eval_every=50,
         checkpoint_every=100,
-        twin_share=0.3,
+        twin_share=0.25,
         ema_decay=0.98,
     ),
 )

@@ -16,7 +16,7 @@ from examples.stages.stage import Context
 from examples.stages.tokenize import open_data
 from examples.train.loop import Trainer
 
-PROMPTS_PER_SOURCE = 8
+PROMPTS_PER_SOURCE = 16
 PROMPT_TOKENS = 48
 NEW_TOKENS = 64
 
