@@ -56,7 +56,7 @@ CONFIG = RunConfig(
             peak_lr=3e-3,
             bias_speed=0.01,
         ),
-        eval_every=50,
+        eval_every=100,
         checkpoint_every=100,
         twin_share=0.25,
         ema_decay=0.98,

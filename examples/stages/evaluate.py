@@ -9,7 +9,7 @@ from examples.stages.stage import Context
 from examples.stages.tokenize import open_data
 from examples.train.loop import Trainer
 
-TOKENS = 65536  # of each source, at most
+TOKENS = 32768  # of each source, at most
 
 
 def run(context: Context) -> dict[str, Any]:
