@@ -5,9 +5,25 @@ report): `quantize`, `gemm`, `attention`, `rope`, `moe`, `norm`, `activation`, `
 on them in `deepseek_ops.nn`. `backend("...")` chooses who runs them; `info()` says what is present here.
 """
 
+from . import activation, attention, gemm, loss, moe, norm, optimizer, quantize, rope
 from ._build_info import info
 from ._checks import ArgumentError
 from ._registry import BackendError, backend
 from ._version import __version__
 
-__all__ = ["ArgumentError", "BackendError", "__version__", "backend", "info"]
+__all__ = [
+    "ArgumentError",
+    "BackendError",
+    "__version__",
+    "activation",
+    "attention",
+    "backend",
+    "gemm",
+    "info",
+    "loss",
+    "moe",
+    "norm",
+    "optimizer",
+    "quantize",
+    "rope",
+]

@@ -95,6 +95,7 @@ def test_info_names_every_backend_and_reason():
     data = deepseek_ops.info()
     assert set(data["backends"]) == set(_registry.BACKENDS)
     assert data["backends"]["reference"].startswith("present")
+    assert {"quantize_1x128", "fp8_gemm", "mla_attention", "route", "adamw_"} <= set(data["ops"])
     for state in data["backends"].values():
         assert state.startswith(("present", "absent: "))
     text = subprocess.run(
