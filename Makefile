@@ -20,7 +20,7 @@ PY := $(PYTHON)
 READY := build/ready-$(shell echo '$(PYTHON)' | cksum | cut -d' ' -f1)
 else
 PY := .venv/bin/python
-READY := build/ready-venv
+READY := .venv/ready
 endif
 PIP := $(PY) -m pip install -q $(PIP_FLAGS)
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f 2>/dev/null) $(wildcard requirements/*.txt)
@@ -33,7 +33,7 @@ demo: $(READY)-run
 
 test: $(READY)-test lint
 	@echo "== tests"
-	$(PY) -m pytest -n $(JOBS) -q -m "not slow and not gpu" --durations=10
+	$(PY) -m pytest -n $(JOBS) -q --durations=10
 
 test-full: $(READY)-test lint
 	@echo "== tests with long seeds and large inputs"

@@ -22,18 +22,6 @@ SAMPLE = (
 )
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: minutes long; runs only when asked for by -m")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "slow" in config.getoption("-m", default=""):
-        return
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent) and item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.skip(reason="slow: pytest -m slow"))
-
-
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     return Tokenizer.train([text * 4 for text in SAMPLE], 420)
