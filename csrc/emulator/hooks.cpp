@@ -1,0 +1,69 @@
+// What -fsanitize=thread calls for every load and store of an instrumented kernel (target `checked`), served by our own
+// runtime instead of libtsan: nothing of a kernel has to be rewritten to be seen.
+#include "shadow.h"
+
+namespace emulator {
+
+bool owned_register(const Thread*, uintptr_t address);
+std::string symbolize(uintptr_t pc);
+
+namespace {
+
+inline void seen(const void* p, size_t bytes, bool write, void* pc) {
+  World* w = running();
+  if (!w || !w->current || !w->checking) return;
+  Thread* t = w->current;
+  const auto address = reinterpret_cast<uintptr_t>(p);
+  const auto in_stacks = address - reinterpret_cast<uintptr_t>(stack_region());
+  if (in_stacks < stack_region_bytes()) {
+    if (address - reinterpret_cast<uintptr_t>(t->fiber.stack) >= kStackBytes) {
+      const auto at_pc = reinterpret_cast<uintptr_t>(pc);
+      if (w->rule("stack.foreign"))
+        w->hazard("stack.foreign", "stack" + std::to_string(at_pc), where(t) + ": " + symbolize(at_pc) + " touches the local memory of another thread");
+    } else if (owned_register(t, address)) {
+      const auto at_pc = reinterpret_cast<uintptr_t>(pc);
+      if (w->rule("wgmma.registers"))
+        w->hazard("wgmma.registers", "registers" + std::to_string(at_pc), where(t) + ": " + symbolize(at_pc) + (write ? " writes" : " reads") +
+                  " accumulators that a wgmma in flight owns: wgmma_wait first");
+    }
+    return;
+  }
+  const auto in_windows = address - reinterpret_cast<uintptr_t>(window_region());
+  if (in_windows >= kMaxWindows * kWindowBytes && !w->buffer_of(address)) {
+    // Constants of the module and the launch's arguments are read from ordinary memory.
+    if (!write) return;
+  }
+  drain_for_read(t, p, bytes);
+  Access a;
+  a.seen = w->peek(t);
+  a.who = a.seen.self;
+  a.write = write;
+  a.pc = reinterpret_cast<uintptr_t>(pc);
+  access(p, bytes, a);
+}
+
+}  // namespace
+}  // namespace emulator
+
+#define EMULATOR_HOOK extern "C" __attribute__((visibility("default"), noinline))
+#define EMULATOR_SIZED(size)                                                                                            \
+  EMULATOR_HOOK void __tsan_read##size(void* p) { emulator::seen(p, size, false, __builtin_return_address(0)); }        \
+  EMULATOR_HOOK void __tsan_write##size(void* p) { emulator::seen(p, size, true, __builtin_return_address(0)); }        \
+  EMULATOR_HOOK void __tsan_unaligned_read##size(void* p) { emulator::seen(p, size, false, __builtin_return_address(0)); } \
+  EMULATOR_HOOK void __tsan_unaligned_write##size(void* p) { emulator::seen(p, size, true, __builtin_return_address(0)); } \
+  EMULATOR_HOOK void __tsan_read##size##_pc(void* p, void* pc) { emulator::seen(p, size, false, pc); }                  \
+  EMULATOR_HOOK void __tsan_write##size##_pc(void* p, void* pc) { emulator::seen(p, size, true, pc); }
+
+EMULATOR_SIZED(1)
+EMULATOR_SIZED(2)
+EMULATOR_SIZED(4)
+EMULATOR_SIZED(8)
+EMULATOR_SIZED(16)
+
+EMULATOR_HOOK void __tsan_read_range(void* p, unsigned long bytes) { emulator::seen(p, bytes, false, __builtin_return_address(0)); }
+EMULATOR_HOOK void __tsan_write_range(void* p, unsigned long bytes) { emulator::seen(p, bytes, true, __builtin_return_address(0)); }
+EMULATOR_HOOK void __tsan_init() {}
+EMULATOR_HOOK void __tsan_func_entry(void*) {}
+EMULATOR_HOOK void __tsan_func_exit() {}
+EMULATOR_HOOK void __tsan_vptr_read(void**) {}
+EMULATOR_HOOK void __tsan_vptr_update(void**, void*) {}

@@ -1,0 +1,53 @@
+// D = A B^T of e4m3 operands with fine-grained scales, on the host: arguments, limits, launch (report 3.3).
+//
+// The meaning, bit by bit (docs/numerics.md "FP8 GEMM"; deepseek_ops/reference/gemm.py with accumulation="hopper"):
+// per 128 of K, ascending,   acc = fma(p, fl32(scale_a * scale_b), acc)   with p the tensor core's partial sum, then
+// D = acc or D = D + acc in fp32, rounded once to D's type. The same bits come out for every tile, cluster and number
+// of SMs, and in every run.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/tile_chooser.h"
+#include "../hopper/launch.h"
+
+enum class OutputType : uint8_t { bf16, fp32 };
+
+struct Fp8GemmArguments {
+  // A [m, k] and B [n, k], e4m3, k contiguous. Bytes between rows: a multiple of 16, as TMA asks.
+  const void* a = nullptr;
+  const void* b = nullptr;
+  int64_t m = 0, n = 0, k = 0;
+  int64_t a_stride = 0, b_stride = 0;
+
+  // scale_a [ceil(k/128), m padded to 4], m contiguous: the layout that the quantiser writes; TMA loads it.
+  // scale_b [ceil(n/128), ceil(k/128)]. Strides in elements between rows.
+  const float* scale_a = nullptr;
+  const float* scale_b = nullptr;
+  int64_t scale_a_stride = 0, scale_b_stride = 0;
+
+  // D [m, n], n contiguous, stride in elements. Any alignment is served; bf16 rows at multiples of 16 bytes fastest.
+  void* d = nullptr;
+  int64_t d_stride = 0;
+  OutputType d_type = OutputType::bf16;
+  bool accumulate = false;      // D = D + A B^T
+
+  int32_t num_sms = 0;          // how many multiprocessors may be used; 0: all
+  bool programmatic = false;    // start before the previous kernel of the stream has ended (PDL)
+
+  // Instead of the cost model's choice: one of kFp8GemmTiles, and how a cluster shares loads.
+  bool choose = true;
+  TileShape tile{128, 128};
+  Multicast multicast = Multicast::none;
+};
+
+inline constexpr TileShape kFp8GemmTiles[] = {{256, 128}, {128, 256}, {128, 192}, {128, 160}, {128, 128},
+                                              {128, 112}, {128, 96},  {64, 128},  {64, 256}};
+inline constexpr int kFp8GemmTileCount = sizeof(kFp8GemmTiles) / sizeof(kFp8GemmTiles[0]);
+
+// Launches on `stream`; never synchronises, allocates nothing. Throws before anything is launched, with a sentence
+// that names the argument, the rule it broke and its value.
+void fp8_gemm(const Fp8GemmArguments& arguments, hopper::Stream stream);
+
+// The tile and cluster that the call would use.
+TileChoice fp8_gemm_choice(const Fp8GemmArguments& arguments);

@@ -1,0 +1,37 @@
+// Single IEEE operations that no compiler may fuse or reorder (NUMERICS), and approximations named as such.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+
+#include "types.h"
+
+namespace hopper {
+
+#ifdef HOPPER_EMULATED
+// -ffp-contract=off keeps these single roundings on the host.
+inline float add_rn(float a, float b) { return a + b; }
+inline float mul_rn(float a, float b) { return a * b; }
+inline float div_rn(float a, float b) { return a / b; }
+inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
+inline uint32_t float_bits(float x) { uint32_t b; std::memcpy(&b, &x, 4); return b; }
+inline float bits_float(uint32_t b) { float x; std::memcpy(&x, &b, 4); return x; }
+// The device's results differ in the last places.
+inline float exp2_approximate(float x) { return std::exp2(x); }
+inline float log2_approximate(float x) { return std::log2(x); }
+inline float rsqrt_approximate(float x) { return 1.0f / std::sqrt(x); }
+inline float reciprocal_approximate(float x) { return 1.0f / x; }
+#else
+HOPPER_DEVICE float add_rn(float a, float b) { return __fadd_rn(a, b); }
+HOPPER_DEVICE float mul_rn(float a, float b) { return __fmul_rn(a, b); }
+HOPPER_DEVICE float div_rn(float a, float b) { return __fdiv_rn(a, b); }
+HOPPER_DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+HOPPER_DEVICE uint32_t float_bits(float x) { return __float_as_uint(x); }
+HOPPER_DEVICE float bits_float(uint32_t b) { return __uint_as_float(b); }
+HOPPER_DEVICE float exp2_approximate(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+HOPPER_DEVICE float log2_approximate(float x) { float y; asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+HOPPER_DEVICE float rsqrt_approximate(float x) { float y; asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+HOPPER_DEVICE float reciprocal_approximate(float x) { float y; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+#endif
+
+}  // namespace hopper

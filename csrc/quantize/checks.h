@@ -1,0 +1,65 @@
+// Host checks that the quantisers share.
+#pragma once
+
+#include "../common/checks.h"
+#include "quantize.h"
+
+namespace quantize {
+
+constexpr int64_t kMaxTiles = (int64_t{1} << 31) - 1;   // blocks of a grid
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+inline bool aligned(const void* p, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
+inline int64_t size_of(Type type) { return type == Type::e4m3 ? 1 : type == Type::bf16 ? 2 : 4; }
+
+inline void check_input(const char* name, const Matrix& x) {
+  require(x.rows >= 0, name, "must not have a negative number of rows", x.rows);
+  require(x.columns >= 0, name, "must not have a negative number of columns", x.columns);
+  if (x.rows == 0 || x.columns == 0) return;
+  require(x.data != nullptr, name, "must not be null unless it is empty", "a null pointer");
+  require(aligned(x.data, size_of(x.type)), name, "must be aligned to its elements", x.data);
+  require(x.row_stride >= 0, name, "must not have a negative row stride", x.row_stride);
+  require(x.column_stride >= 0, name, "must not have a negative column stride", x.column_stride);
+}
+
+// `tiles` of a grid; positive.
+inline uint32_t checked_tiles(const char* name, int64_t row_tiles, int64_t column_tiles) {
+  require(row_tiles <= kMaxTiles / column_tiles, name, "must have fewer than 2^31 tiles, one block each", row_tiles);
+  return static_cast<uint32_t>(row_tiles * column_tiles);
+}
+
+inline void check_output(const char* name, const void* p, uintptr_t alignment) {
+  require(p != nullptr, name, "must not be null unless it is empty", "a null pointer");
+  require(aligned(p, alignment), name,
+          alignment == 16 ? "must start at a multiple of 16 bytes" : "must be aligned to its elements", p);
+}
+
+inline void check_apart(const char* name, const void* output, int64_t output_bytes, const Matrix& x, int64_t batch = 1,
+                        int64_t batch_stride = 0) {
+  const int64_t last = (batch - 1) * batch_stride + (x.rows - 1) * x.row_stride + (x.columns - 1) * x.column_stride;
+  const auto in = reinterpret_cast<uintptr_t>(x.data), out = reinterpret_cast<uintptr_t>(output);
+  const bool apart = in + (last + 1) * size_of(x.type) <= out || out + output_bytes <= in;
+  require(apart, name, "must not overlap the input, for tiles are written while others are still read", output);
+}
+
+// Whether the kernels may use 16-byte loads, and 16-byte stores of codes row by row.
+inline bool vectorised(const Matrix& x, const void* q, int64_t batch = 1, int64_t batch_stride = 0) {
+  const int64_t bytes = size_of(x.type);
+  return aligned(x.data, 16) && aligned(q, 16) && (x.column_stride == 1 || x.columns == 1) && x.columns % 16 == 0 &&
+         (x.rows == 1 || x.row_stride * bytes % 16 == 0) && (batch == 1 || batch_stride * bytes % 16 == 0);
+}
+
+inline hopper::LaunchConfig launch_config(const char* name, uint32_t blocks, int threads, size_t smem_bytes,
+                                          bool programmatic, hopper::Stream stream) {
+  hopper::LaunchConfig config{};
+  config.grid = dim3(blocks);
+  config.block = dim3(static_cast<unsigned>(threads));
+  config.smem_bytes = smem_bytes;
+  config.programmatic = programmatic;
+  config.stream = stream;
+  config.name = name;
+  return config;
+}
+
+}  // namespace quantize

@@ -1,0 +1,55 @@
+"""Tile schedulers and the tile chooser: C++ that runs on any machine, compiled here and run."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+M = (64, 128, 512, 4096, 16384)
+# What the cost model chooses on 132 SMs for the dense shapes of DeepSeek-V3, (N, K) by M; /a and /b: the cluster of two
+# that shares A or B. A change of the model shows up here, and must be meant.
+PINNED = {
+    (2112, 7168): "64x128/a 64x128/a 128x96/a 128x192/a 128x192/b",
+    (576, 7168): "64x128/a 64x128/a 64x128/a 128x160/a 128x192/b",
+    (1536, 7168): "64x128/a 64x128/a 64x128/a 128x192/a 128x192/a",
+    (24576, 1536): "64x256/a 128x192/a 128x192/a 128x192/a 128x192/a",
+    (32768, 512): "64x256/a 128x256 256x128 128x192/a 256x128",
+    (7168, 16384): "64x128/a 64x128/a 256x128 256x128 128x192/a",
+    (36864, 7168): "64x128/a 128x160/a 128x192/a 128x192/a 128x192/a",
+    (7168, 18432): "64x128/a 64x128/a 256x128 256x128 128x192/a",
+    (4096, 7168): "64x128/a 64x128/a 128x128/a 256x128 256x128",
+    (7168, 2048): "64x128/a 64x128/a 256x128 256x128 128x192/a",
+}
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory) -> Path:
+    compiler = shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    path = tmp_path_factory.mktemp("tiles") / "tile_test"
+    sources = [Path(__file__).with_name("tile_test.cpp"), ROOT / "csrc/common/tile_chooser.cpp"]
+    strict = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror"]
+    command = [compiler, *strict, *map(str, sources), "-o", str(path)]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    return path
+
+
+def test_every_tile_once_and_clusters_within_groups(program):
+    result = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[:4000]
+
+
+def test_choices_for_v3_shapes_are_pinned(program):
+    result = subprocess.run([program, "choices"], capture_output=True, text=True, check=True)
+    chosen: dict[tuple[int, int], list[str]] = {}
+    for line in result.stdout.splitlines():
+        m, n, k, tile = line.split()
+        assert int(m) == M[len(chosen.setdefault((int(n), int(k)), []))]
+        chosen[int(n), int(k)].append(tile)
+    assert {shape: " ".join(tiles) for shape, tiles in chosen.items()} == PINNED
