@@ -65,9 +65,10 @@ def build(source: str, target: str) -> Path:
         raise BuildError("no C++ compiler found (looked at CXX, g++, c++)")
     inputs = [PROBES / source, *PROBES.glob("*.h"), *_headers("hopper", "common", "emulator")]
     command = [compiler, *HOST_FLAGS, *(CHECK_FLAGS if target == "checked" else []), "-x", "c++", "-c"]
-    # Instrumented code is never linked with -fsanitize: the emulator has its own runtime behind the call-outs.
+    # Instrumented code is never linked with -fsanitize: the emulator has its own runtime behind the call-outs. Its objects
+    # come first, so that of inline functions that both have (std::string) the linker keeps the uninstrumented copy.
     kernel = _cached(f"{Path(source).stem}.{target}", inputs, [*command, str(PROBES / source)], ".o")
-    objects = [kernel, *_emulator_objects(compiler)]
+    objects = [*_emulator_objects(compiler), kernel]
     link = [compiler, "-shared", "-Wl,--no-undefined", *map(str, objects), *_boost()]
     return _cached(f"{Path(source).stem}.{target}", objects, link)
 

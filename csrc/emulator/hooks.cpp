@@ -67,3 +67,18 @@ EMULATOR_HOOK void __tsan_func_entry(void*) {}
 EMULATOR_HOOK void __tsan_func_exit() {}
 EMULATOR_HOOK void __tsan_vptr_read(void**) {}
 EMULATOR_HOOK void __tsan_vptr_update(void**, void*) {}
+
+// Host code of an instrumented file (guards of function-local statics, reference counts of the standard library).
+#define EMULATOR_ATOMIC(bits, type)                                                                                      \
+  EMULATOR_HOOK type __tsan_atomic##bits##_load(const volatile type* p, int) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); } \
+  EMULATOR_HOOK void __tsan_atomic##bits##_store(volatile type* p, type v, int) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); } \
+  EMULATOR_HOOK type __tsan_atomic##bits##_fetch_add(volatile type* p, type v, int) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); } \
+  EMULATOR_HOOK type __tsan_atomic##bits##_fetch_sub(volatile type* p, type v, int) { return __atomic_fetch_sub(p, v, __ATOMIC_SEQ_CST); } \
+  EMULATOR_HOOK type __tsan_atomic##bits##_exchange(volatile type* p, type v, int) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); } \
+  EMULATOR_HOOK int __tsan_atomic##bits##_compare_exchange_strong(volatile type* p, type* c, type v, int, int) {         \
+    return __atomic_compare_exchange_n(p, c, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                              \
+  }
+
+EMULATOR_ATOMIC(8, unsigned char)
+EMULATOR_ATOMIC(32, unsigned)
+EMULATOR_ATOMIC(64, unsigned long)

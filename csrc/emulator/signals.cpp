@@ -14,6 +14,7 @@ namespace {
 constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
 alignas(16) uint8_t handler_stack[64 << 10];
 alignas(16) uint8_t spare_stack[256 << 10];   // where the faulting thread goes on: its own may have overflowed
+bool leaving = false;
 struct { int signal; uintptr_t address, pc; } fault;
 
 std::string symbolized(uintptr_t pc);
@@ -38,11 +39,15 @@ std::string symbolized(uintptr_t pc);
 
 void on_fault(int signal, siginfo_t* info, void* raw) {
   World* w = running();
-  if (!w || !w->current) {  // not a kernel: as if we were not here
+  if (!w || !w->current) {  // not a kernel: the instruction faults again, as if we were not here
     ::signal(signal, SIG_DFL);
-    raise(signal);
     return;
   }
+  if (leaving) {  // a fault while reporting one: a bug of the emulator itself, with its own address in the core
+    ::signal(signal, SIG_DFL);
+    return;
+  }
+  leaving = true;
   auto* context = static_cast<ucontext_t*>(raw);
   fault = {signal, reinterpret_cast<uintptr_t>(info->si_addr), 0};
   auto* top = spare_stack + sizeof spare_stack - 64;
@@ -65,6 +70,7 @@ std::string symbolized(uintptr_t pc) { return symbolize(pc); }
 }  // namespace
 
 SignalGuard::SignalGuard() {
+  leaving = false;
   stack_t alternate{};
   alternate.ss_sp = handler_stack;
   alternate.ss_size = sizeof handler_stack;

@@ -36,9 +36,9 @@ constexpr uint32_t kOwned = 0x7fbadbad;   // a NaN that says "the tensor core ow
 uint32_t thread_in_group(const Thread* t) { return t->actor % 128; }
 
 Warpgroup& group_of(Thread* t, Site site, const char* what) {
-  if (t->block->threads % 128) {
-    report("wgmma.divergent", site, std::string(what) + " in a block of " + std::to_string(t->block->threads) +
-           " threads: warpgroups are four whole warps");
+  if ((t->actor / 128 + 1) * 128 > t->block->threads) {
+    report("wgmma.divergent", site, std::string(what) + " by the last warps of a block of " + std::to_string(t->block->threads) +
+           " threads: a warpgroup is four whole warps, the first a multiple of four");
     world().stop();
   }
   return *t->warp->group;

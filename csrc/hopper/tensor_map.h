@@ -1,33 +1,45 @@
-// Tensor maps: what TMA is told about a tensor in global memory. CUDA driver API: cuTensorMapEncodeTiled.
+// Tensor maps: what TMA is told about a tensor in global memory. CUDA driver API: "cuTensorMapEncodeTiled".
 //
-// Every limit of the driver is checked here first, on both targets, so that CI refuses what a GPU would refuse, and the
-// sentence names argument, rule and value. The driver entry point is fetched at run time; nothing links libcuda.
+// Host code only. Every limit is checked before anything is encoded, by one function for both targets, so
+// that CI without a GPU refuses what a GPU would refuse. Messages name argument, rule and value.
 #pragma once
 
+#include <cstdint>
 #include <cstring>
+#include <sstream>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "types.h"
 
 #ifndef HOPPER_EMULATED
 #include <cuda.h>
-#include <cuda_runtime.h>
+#include <cudaTypedefs.h>
+#include <cuda_runtime_api.h>
 #endif
 
 namespace hopper {
 
-// Dimensions innermost first. Dimension 0 is contiguous; stride_bytes[i] is that of dimension i + 1.
-struct TensorMapShape {
-  int rank = 0;                                  // 1..5
-  int64_t size[5] = {};                          // elements
-  int64_t stride_bytes[4] = {};                  // multiples of 16
-  int32_t box[5] = {};                           // elements that one copy moves, 1..256
-  int32_t element_stride[5] = {1, 1, 1, 1, 1};   // 1..8: every n-th element
-  bool fill_nan = false;                         // outside of the tensor: NaN instead of zero (floating point)
+enum class L2Promotion : uint8_t { none, b64, b128, b256 };  // what a miss in L2 fetches from memory; a hint
+enum class Fill : uint8_t { zeros, nan };                    // what loads find outside of the tensor
+
+// Dimensions and coordinates run from the contiguous dimension on, as in the instruction. Interleaved layouts
+// and im2col are not described: no kernel has a use for them.
+struct TensorMapSpec {
+  const void* base = nullptr;
+  Element element = Element::u8;                    // see element_of
+  int rank = 0;                                     // 1 to 5
+  uint64_t sizes[5] = {};                           // elements
+  uint64_t strides_bytes[4] = {};                   // [i]: of dimension i + 1; dimension 0 is contiguous
+  uint32_t box[5] = {};                             // elements that a copy spans
+  uint32_t element_strides[5] = {1, 1, 1, 1, 1};    // n: every n-th element of the box, ceil(box / n) in all
+  Swizzle swizzle = Swizzle::none;
+  L2Promotion promotion = L2Promotion::b256;
+  Fill fill = Fill::zeros;
 };
 
-inline uint32_t tensor_map_element_bytes(Element e) {
+inline uint32_t element_bytes(Element e) {
   switch (e) {
     case Element::u8: return 1;
     case Element::u16: case Element::f16: case Element::bf16: return 2;
@@ -36,113 +48,218 @@ inline uint32_t tensor_map_element_bytes(Element e) {
   }
 }
 
-// Throws std::invalid_argument with the rule that is broken.
-inline void check_tensor_map(const void* base, Element element, const TensorMapShape& s, Swizzle swizzle) {
-  auto require = [](bool holds, const std::string& what, const char* rule, int64_t value) {
-    if (!holds) throw std::invalid_argument("tensor map: " + what + " " + rule + "; got " + std::to_string(value));
-  };
-  auto named = [](const char* what, int i) { return std::string(what) + "[" + std::to_string(i) + "]"; };
-  require(s.rank >= 1 && s.rank <= 5, "rank", "must be 1..5", s.rank);
-  require(base != nullptr, "base", "must not be null", 0);
-  require(reinterpret_cast<uintptr_t>(base) % 16 == 0, "base", "must be aligned to 16 bytes", static_cast<int64_t>(reinterpret_cast<uintptr_t>(base) % 16));
-  const int64_t bytes = tensor_map_element_bytes(element);
-  for (int i = 0; i < s.rank; ++i) {
-    require(s.size[i] >= 1 && s.size[i] <= int64_t{1} << 32, named("size", i), "must be 1..2^32", s.size[i]);
-    require(s.box[i] >= 1 && s.box[i] <= 256, named("box", i), "must be 1..256", s.box[i]);
-    require(s.element_stride[i] >= 1 && s.element_stride[i] <= 8, named("element_stride", i), "must be 1..8", s.element_stride[i]);
-    if (i + 1 < s.rank) {
-      require(s.stride_bytes[i] % 16 == 0, named("stride_bytes", i), "must be a multiple of 16", s.stride_bytes[i]);
-      require(s.stride_bytes[i] >= 0 && s.stride_bytes[i] < int64_t{1} << 40, named("stride_bytes", i), "must be in 0..2^40-1", s.stride_bytes[i]);
-    }
+// The element type of a tensor of T. TMA has no 8-bit floating point: copies move e4m3 as bytes.
+template <class T>
+constexpr Element element_of() {
+  if constexpr (std::is_same_v<T, e4m3> || std::is_same_v<T, uint8_t>) return Element::u8;
+  else if constexpr (std::is_same_v<T, bf16>) return Element::bf16;
+  else if constexpr (std::is_same_v<T, float>) return Element::f32;
+  else if constexpr (std::is_same_v<T, double>) return Element::f64;
+  else if constexpr (std::is_same_v<T, uint16_t>) return Element::u16;
+  else if constexpr (std::is_same_v<T, uint32_t>) return Element::u32;
+  else if constexpr (std::is_same_v<T, int32_t>) return Element::s32;
+  else if constexpr (std::is_same_v<T, uint64_t>) return Element::u64;
+  else {
+    static_assert(std::is_same_v<T, int64_t>, "no element type of tensor maps for this type");
+    return Element::s64;
   }
-  const int64_t inner = s.box[0] * bytes;
-  require(inner % 16 == 0, "box[0]", "must span a multiple of 16 bytes", inner);
-  const int64_t span = swizzle == Swizzle::b128 ? 128 : swizzle == Swizzle::b64 ? 64 : swizzle == Swizzle::b32 ? 32 : 0;
-  require(span == 0 || inner <= span, "box[0]", "must span no more bytes than the swizzle", inner);
-  const bool floating = element == Element::f16 || element == Element::bf16 || element == Element::f32 || element == Element::f64;
-  require(!s.fill_nan || floating, "fill_nan", "needs a floating-point element type", static_cast<int64_t>(element));
 }
+
+inline uint32_t swizzle_span(Swizzle s) {  // bytes; 0 without a swizzle
+  return s == Swizzle::none ? 0 : 16u << static_cast<uint32_t>(s);
+}
+
+// Throws std::invalid_argument "tensor map <argument>: <rule>; got <value>". The rules are those of
+// cuTensorMapEncodeTiled for CU_TENSOR_MAP_INTERLEAVE_NONE, except where a comment names another source.
+inline void check_tensor_map_spec(const TensorMapSpec& spec) {
+  const auto require = [](bool holds, const std::string& argument, const std::string& rule, auto value) {
+    if (holds) return;
+    std::ostringstream text;
+    text << "tensor map " << argument << ": " << rule << "; got " << value;
+    throw std::invalid_argument(text.str());
+  };
+  const auto item = [](const char* name, int i) { return std::string(name) + "[" + std::to_string(i) + "]"; };
+  const auto number = [](auto member) { return static_cast<int>(member); };
+  const uint64_t address = reinterpret_cast<uintptr_t>(spec.base);
+
+  require(spec.element <= Element::f64, "element", "must be a member of Element", number(spec.element));
+  require(spec.swizzle <= Swizzle::b128, "swizzle", "must be a member of Swizzle", number(spec.swizzle));
+  require(spec.promotion <= L2Promotion::b256, "promotion", "must be a member of L2Promotion",
+          number(spec.promotion));
+  require(spec.fill <= Fill::nan, "fill", "must be a member of Fill", number(spec.fill));
+  require(spec.rank >= 1 && spec.rank <= 5, "rank", "must be 1 to 5", spec.rank);
+  require(address != 0, "base", "must not be null: TMA has no empty tensors", "a null pointer");
+  require(address % 16 == 0, "base", "must be a multiple of 16 bytes", spec.base);
+
+  const uint32_t bytes = element_bytes(spec.element);
+  uint64_t box_bytes = bytes;
+  for (int i = 0; i < spec.rank; ++i) {
+    require(spec.sizes[i] >= 1 && spec.sizes[i] <= uint64_t{1} << 32, item("sizes", i),
+            "must be 1 to 2^32 elements", spec.sizes[i]);
+    require(spec.box[i] >= 1 && spec.box[i] <= 256, item("box", i), "must be 1 to 256 elements", spec.box[i]);
+    require(spec.element_strides[i] >= 1 && spec.element_strides[i] <= 8, item("element_strides", i),
+            "must be 1 to 8 elements", spec.element_strides[i]);
+    box_bytes *= (spec.box[i] + spec.element_strides[i] - 1) / spec.element_strides[i];
+  }
+  for (int i = 0; i + 1 < spec.rank; ++i) {
+    require(spec.strides_bytes[i] % 16 == 0, item("strides_bytes", i),
+            "must be a multiple of 16 bytes (pad the rows)", spec.strides_bytes[i]);
+    require(spec.strides_bytes[i] < uint64_t{1} << 40, item("strides_bytes", i),
+            "must be less than 2^40 bytes", spec.strides_bytes[i]);
+  }
+  // The driver ignores it; PTX ISA 5.5.3.2 "Traversal-Stride" asks for 1 unless the layout is interleaved.
+  require(spec.element_strides[0] == 1, "element_strides[0]",
+          "must be 1: TMA cannot stride along dimension 0", spec.element_strides[0]);
+
+  const uint32_t row = spec.box[0] * bytes, span = swizzle_span(spec.swizzle);
+  require(row % 16 == 0, "box[0]", "must be a multiple of 16 bytes",
+          std::to_string(row) + " bytes (" + std::to_string(spec.box[0]) + " elements)");
+  require(span == 0 || row <= span, "box[0]",
+          "must be at most the " + std::to_string(span) + "-byte span of the swizzle",
+          std::to_string(row) + " bytes (" + std::to_string(spec.box[0]) + " elements)");
+  // CUDA programming guide, "Compute Capabilities": shared memory of a block on sm_90. The driver's text has
+  // no such rule, but no block could receive the box.
+  require(box_bytes <= 227 << 10, "box", "must fit the 232448 bytes of shared memory that a block can have",
+          std::to_string(box_bytes) + " bytes");
+  const bool floating = spec.element == Element::f16 || spec.element == Element::bf16 ||
+                        spec.element == Element::f32 || spec.element == Element::f64;
+  require(spec.fill == Fill::zeros || floating, "fill", "can be nan only for floating-point elements",
+          "integer elements of " + std::to_string(bytes) + " bytes");
+}
+
+}  // namespace hopper
 
 #ifdef HOPPER_EMULATED
 
-// What the emulator keeps in the 128 bytes. `check` tells a map from other bytes.
-struct PackedTensorMap {
-  const void* base;
-  uint64_t size_rank[5];        // size - 1 in the low 33 bits, box - 1 above, then element stride - 1
-  uint64_t stride_bytes[4];
-  uint32_t flags;               // rank, element, swizzle, fill_nan: a byte each
-  uint32_t check;
-};
-static_assert(sizeof(PackedTensorMap) <= sizeof(TensorMap));
-
-inline uint32_t tensor_map_check(PackedTensorMap p) {
-  p.check = 0;
-  uint32_t h = 2166136261u;
-  const auto* bytes = reinterpret_cast<const uint8_t*>(&p);
-  for (size_t i = 0; i < sizeof p; ++i) h = (h ^ bytes[i]) * 16777619u;
-  return h;
+namespace emulator {
+hopper::TensorMap encode_tensor_map(const hopper::TensorMapSpec&);  // of a checked spec; tensor_map.cpp
 }
 
-inline TensorMap make_tensor_map(const void* base, Element element, const TensorMapShape& s, Swizzle swizzle) {
-  check_tensor_map(base, element, s, swizzle);
-  PackedTensorMap p;
-  std::memset(&p, 0, sizeof p);
-  p.base = base;
-  for (int i = 0; i < s.rank; ++i)
-    p.size_rank[i] = static_cast<uint64_t>(s.size[i] - 1) | static_cast<uint64_t>(s.box[i] - 1) << 33 |
-                     static_cast<uint64_t>(s.element_stride[i] - 1) << 41;
-  for (int i = 0; i + 1 < s.rank; ++i) p.stride_bytes[i] = static_cast<uint64_t>(s.stride_bytes[i]);
-  p.flags = static_cast<uint32_t>(s.rank) | static_cast<uint32_t>(element) << 8 | static_cast<uint32_t>(swizzle) << 16 |
-            static_cast<uint32_t>(s.fill_nan) << 24;
-  p.check = tensor_map_check(p);
-  TensorMap map{};
-  std::memcpy(&map, &p, sizeof p);
-  return map;
-}
+#endif
 
-#else
+namespace hopper {
 
-inline TensorMap make_tensor_map(const void* base, Element element, const TensorMapShape& s, Swizzle swizzle) {
-  check_tensor_map(base, element, s, swizzle);
-  using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*,
-                              const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
-                              CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-  static const Encode encode = [] {
+#ifndef HOPPER_EMULATED
+
+// The driver's encoder, asked of the driver that is there: a binary that links libcuda cannot even be loaded
+// on a machine without one. A failure throws, and the next call tries again.
+inline PFN_cuTensorMapEncodeTiled_v12000 tensor_map_encoder() {
+  static const PFN_cuTensorMapEncodeTiled_v12000 encoder = [] {
     void* function = nullptr;
-    cudaDriverEntryPointQueryResult found{};
-    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found);
-    if (error != cudaSuccess || found != cudaDriverEntryPointSuccess || !function)
-      throw std::runtime_error(std::string("tensor map: no CUDA driver with cuTensorMapEncodeTiled (CUDA 12.0 or newer): ") +
+    cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
+                                                               cudaEnableDefault, &found);
+    if (error != cudaSuccess)
+      throw std::runtime_error(std::string("tensor map: no CUDA driver: ") + cudaGetErrorName(error) + ", " +
                                cudaGetErrorString(error));
-    return reinterpret_cast<Encode>(function);
+    if (found != cudaDriverEntryPointSuccess || function == nullptr)
+      throw std::runtime_error("tensor map: the CUDA driver is older than CUDA 12.0: it has no "
+                               "cuTensorMapEncodeTiled");
+    return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function);
   }();
-  static constexpr CUtensorMapDataType kTypes[] = {
-      CU_TENSOR_MAP_DATA_TYPE_UINT8, CU_TENSOR_MAP_DATA_TYPE_UINT16, CU_TENSOR_MAP_DATA_TYPE_UINT32, CU_TENSOR_MAP_DATA_TYPE_INT32,
-      CU_TENSOR_MAP_DATA_TYPE_UINT64, CU_TENSOR_MAP_DATA_TYPE_INT64, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-      CU_TENSOR_MAP_DATA_TYPE_FLOAT32, CU_TENSOR_MAP_DATA_TYPE_FLOAT64};   // in the order of Element
-  static constexpr CUtensorMapSwizzle kSwizzles[] = {CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_SWIZZLE_32B, CU_TENSOR_MAP_SWIZZLE_64B,
-                                                     CU_TENSOR_MAP_SWIZZLE_128B};
-  cuuint64_t size[5], stride[4];
-  cuuint32_t box[5], element_stride[5];
-  for (int i = 0; i < s.rank; ++i) {
-    size[i] = static_cast<cuuint64_t>(s.size[i]);
-    box[i] = static_cast<cuuint32_t>(s.box[i]);
-    element_stride[i] = static_cast<cuuint32_t>(s.element_stride[i]);
-    if (i + 1 < s.rank) stride[i] = static_cast<cuuint64_t>(s.stride_bytes[i]);
+  return encoder;
+}
+
+inline CUtensorMapDataType tensor_map_data_type(Element e) {
+  switch (e) {
+    case Element::u8: return CU_TENSOR_MAP_DATA_TYPE_UINT8;
+    case Element::u16: return CU_TENSOR_MAP_DATA_TYPE_UINT16;
+    case Element::u32: return CU_TENSOR_MAP_DATA_TYPE_UINT32;
+    case Element::s32: return CU_TENSOR_MAP_DATA_TYPE_INT32;
+    case Element::u64: return CU_TENSOR_MAP_DATA_TYPE_UINT64;
+    case Element::s64: return CU_TENSOR_MAP_DATA_TYPE_INT64;
+    case Element::f16: return CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+    case Element::bf16: return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    case Element::f32: return CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
+    default: return CU_TENSOR_MAP_DATA_TYPE_FLOAT64;
   }
-  alignas(64) CUtensorMap encoded;
-  const CUresult result =
-      encode(&encoded, kTypes[static_cast<int>(element)], static_cast<cuuint32_t>(s.rank), const_cast<void*>(base), size, stride, box,
-             element_stride, CU_TENSOR_MAP_INTERLEAVE_NONE, kSwizzles[static_cast<int>(swizzle)], CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-             s.fill_nan ? CU_TENSOR_MAP_FLOAT_OOB_FILL_NAN_REQUEST_ZERO_FMA : CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result != CUDA_SUCCESS)
-    throw std::runtime_error("tensor map: cuTensorMapEncodeTiled refused it with error " + std::to_string(static_cast<int>(result)));
-  TensorMap map{};
+}
+
+inline TensorMap encode_tensor_map(const TensorMapSpec& spec) {
+  static_assert(static_cast<int>(Swizzle::none) == CU_TENSOR_MAP_SWIZZLE_NONE);
+  static_assert(static_cast<int>(Swizzle::b32) == CU_TENSOR_MAP_SWIZZLE_32B);
+  static_assert(static_cast<int>(Swizzle::b64) == CU_TENSOR_MAP_SWIZZLE_64B);
+  static_assert(static_cast<int>(Swizzle::b128) == CU_TENSOR_MAP_SWIZZLE_128B);
+  static_assert(static_cast<int>(L2Promotion::none) == CU_TENSOR_MAP_L2_PROMOTION_NONE);
+  static_assert(static_cast<int>(L2Promotion::b256) == CU_TENSOR_MAP_L2_PROMOTION_L2_256B);
+  static_assert(static_cast<int>(Fill::zeros) == CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  static_assert(static_cast<int>(Fill::nan) == CU_TENSOR_MAP_FLOAT_OOB_FILL_NAN_REQUEST_ZERO_FMA);
   static_assert(sizeof(CUtensorMap) == sizeof(TensorMap));
+  cuuint64_t sizes[5], strides[4];
+  cuuint32_t box[5], element_strides[5];
+  for (int i = 0; i < spec.rank; ++i) {
+    sizes[i] = spec.sizes[i];
+    box[i] = spec.box[i];
+    element_strides[i] = spec.element_strides[i];
+    if (i + 1 < spec.rank) strides[i] = spec.strides_bytes[i];
+  }
+  CUtensorMap encoded;
+  const CUresult result = tensor_map_encoder()(
+      &encoded, tensor_map_data_type(spec.element), static_cast<cuuint32_t>(spec.rank),
+      const_cast<void*>(spec.base), sizes, strides, box, element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      static_cast<CUtensorMapSwizzle>(spec.swizzle), static_cast<CUtensorMapL2promotion>(spec.promotion),
+      static_cast<CUtensorMapFloatOOBfill>(spec.fill));
+  if (result != CUDA_SUCCESS)
+    throw std::runtime_error("tensor map: cuTensorMapEncodeTiled failed with CUresult " +
+                             std::to_string(static_cast<int>(result)));
+  TensorMap map;
   std::memcpy(&map, &encoded, sizeof map);
   return map;
 }
 
 #endif
+
+inline TensorMap make_tensor_map(const TensorMapSpec& spec) {
+  check_tensor_map_spec(spec);
+#ifdef HOPPER_EMULATED
+  return emulator::encode_tensor_map(spec);
+#else
+  return encode_tensor_map(spec);
+#endif
+}
+
+// A row-major matrix; a copy moves box_rows x box_cols of it.
+inline TensorMap make_tensor_map_2d(const void* base, Element element, uint64_t rows, uint64_t cols,
+                                    uint64_t row_stride_bytes, uint32_t box_rows, uint32_t box_cols,
+                                    Swizzle swizzle) {
+  TensorMapSpec spec;
+  spec.base = base;
+  spec.element = element;
+  spec.rank = 2;
+  spec.sizes[0] = cols;
+  spec.sizes[1] = rows;
+  spec.strides_bytes[0] = row_stride_bytes;
+  spec.box[0] = box_cols;
+  spec.box[1] = box_rows;
+  spec.swizzle = swizzle;
+  return make_tensor_map(spec);
+}
+
+// The same with signed sizes, for callers that keep the tensor apart from its shape.
+struct TensorMapShape {
+  int rank = 0;
+  int64_t size[5] = {};
+  int64_t stride_bytes[4] = {};
+  int32_t box[5] = {};
+  int32_t element_stride[5] = {1, 1, 1, 1, 1};
+  bool fill_nan = false;
+};
+
+inline TensorMap make_tensor_map(const void* base, Element element, const TensorMapShape& shape,
+                                 Swizzle swizzle) {
+  TensorMapSpec spec;
+  spec.base = base;
+  spec.element = element;
+  spec.rank = shape.rank;
+  for (int i = 0; i < 5; ++i) {  // what is negative becomes too large, and is refused
+    spec.sizes[i] = static_cast<uint64_t>(shape.size[i]);
+    spec.box[i] = static_cast<uint32_t>(shape.box[i]);
+    spec.element_strides[i] = static_cast<uint32_t>(shape.element_stride[i]);
+    if (i < 4) spec.strides_bytes[i] = static_cast<uint64_t>(shape.stride_bytes[i]);
+  }
+  spec.swizzle = swizzle;
+  spec.fill = shape.fill_nan ? Fill::nan : Fill::zeros;
+  return make_tensor_map(spec);
+}
 
 }  // namespace hopper

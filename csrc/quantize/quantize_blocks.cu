@@ -43,11 +43,12 @@ uint32_t blocks_of(const char* name, const Matrix& x, int64_t batch) {
 
 void quantize_128x128(const BlocksArguments& a, hopper::Stream stream) {
   const Matrix& w = a.w;
-  check_input("w", w);
   check_batch("w", a.batch, a.batch_stride);
+  if (a.batch == 0) return;
+  check_input("w", w);
   require(w.type != Type::e4m3, "w", "must be bf16 or fp32", "e4m3");
   require((a.q_t == nullptr) == (a.scale_t == nullptr), "scale_t", "must be null exactly when q_t is", a.scale_t);
-  if (w.rows == 0 || w.columns == 0 || a.batch == 0) return;
+  if (w.rows == 0 || w.columns == 0) return;
   check_output("q", a.q, 1);
   check_output("scale", a.scale, sizeof(float));
   check_apart("q", a.q, a.batch * w.rows * w.columns, w, a.batch, a.batch_stride);
@@ -69,10 +70,11 @@ void quantize_128x128(const BlocksArguments& a, hopper::Stream stream) {
 
 void transpose_128x128(const TransposeArguments& a, hopper::Stream stream) {
   const Matrix& q = a.q;
-  check_input("q", q);
   check_batch("q", a.batch, a.batch_stride);
+  if (a.batch == 0) return;
+  check_input("q", q);
   require(q.type == Type::e4m3, "q", "must be e4m3", q.type == Type::bf16 ? "bf16" : "fp32");
-  if (q.rows == 0 || q.columns == 0 || a.batch == 0) return;
+  if (q.rows == 0 || q.columns == 0) return;
   require(a.scale != nullptr, "scale", "must not be null unless it is empty", "a null pointer");
   check_output("q_t", a.q_t, 1);
   check_output("scale_t", a.scale_t, sizeof(float));

@@ -170,7 +170,7 @@ int main() {
   refuses("scale_t: must be null exactly when q_t is", block([](auto& a) { a.q_t = at(50000); }));
   refuses("w: must have fewer than 2^31 tiles", block([](auto& a) { a.batch = int64_t{1} << 31; }));
   launches_blocks("blocks", {2}, block([](auto&) {}));
-  launches_blocks("no blocks", {}, block([](auto& a) { a.batch = 0; }));
+  launches_blocks("no blocks", {}, block([](auto& a) { a.batch = 0, a.w.data = nullptr; }));
 
   const auto turn = [](auto change) { return [=] { transpose_128x128(with(transpose(), change), nullptr); }; };
   refuses("q: must be e4m3", turn([](auto& a) { a.q.type = Type::bf16; }));
