@@ -168,13 +168,16 @@ extern "C" double load_nanoseconds(const TensorMap* map, const int32_t* at, uint
 
 extern "C" void reduce_bytes(int32_t op, int32_t element, void* dst, const void* src, uint64_t bytes,
                              int32_t flush) {
-  emulator::reduce_elements(static_cast<emulator::Reduce>(op), static_cast<emulator::Element>(element), dst, src,
-                            bytes, flush ? emulator::Subnormals::flush : emulator::Subnormals::keep);
+  const auto o = static_cast<emulator::Reduce>(op);
+  const auto e = static_cast<emulator::Element>(element);
+  emulator::reduce_elements(o, e, dst, src, bytes, static_cast<emulator::Subnormals>(flush));
 }
 
-extern "C" void atomic_bytes(int32_t op, int32_t element, void* p, const void* value, void* old, int32_t flush) {
-  emulator::atomic_element(static_cast<emulator::Reduce>(op), static_cast<emulator::Element>(element), p, value,
-                           old, flush ? emulator::Subnormals::flush : emulator::Subnormals::keep);
+extern "C" void atomic_bytes(int32_t op, int32_t element, void* p, const void* value, void* old,
+                             int32_t flush) {
+  const auto o = static_cast<emulator::Reduce>(op);
+  const auto e = static_cast<emulator::Element>(element);
+  emulator::atomic_element(o, e, p, value, old, static_cast<emulator::Subnormals>(flush));
 }
 
 extern "C" const char* legal(int32_t instruction, int32_t op, int32_t element) {

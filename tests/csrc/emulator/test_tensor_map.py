@@ -108,7 +108,7 @@ def numbers(values, count: int = 5, default: int = 0) -> tuple[int, ...]:
     return (*values, *[default] * (count - len(values)))
 
 
-# ---- the model --------------------------------------------------------------------------------------------------
+# ---- the model ---------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -202,9 +202,15 @@ class Tensor:
     def copy(self, library, mode: int, at, shared: np.ndarray, address: int, op: int = 0) -> str:
         coordinates = (ctypes.c_int32 * 5)(*numbers(at))
         text = library.copy_box(
-            pointer(self.map), mode, op, len(at), coordinates, pointer(shared), ctypes.c_uint32(address),
+            pointer(self.map),
+            mode,
+            op,
+            len(at),
+            coordinates,
+            pointer(shared),
+            ctypes.c_uint32(address),
             ctypes.c_uint64(shared.size),
-        )  # fmt: skip
+        )
         return text.decode()
 
 
@@ -244,7 +250,7 @@ def check_both_ways(library, tensor: Tensor, at, address: int = 1024) -> None:
     assert np.array_equal(shared, untouched), "a store writes no shared memory"
 
 
-# ---- geometry ---------------------------------------------------------------------------------------------------
+# ---- geometry ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("span", SPANS)
@@ -269,10 +275,20 @@ def test_the_pattern_follows_the_absolute_address(emulated, span, address):
 
 
 PLACES = {
-    "inside": (16, 8), "left": (-5, 3), "right": (59, 3), "above": (16, -5), "below": (16, 19), "corner": (-31, -7),
-    "far corner": (63, 23), "one past": (64, 0), "one below": (0, 24), "whole box left": (-32, 0), "far": (2**31 - 1, 0),
-    "farthest": (-(2**31), -(2**31)), "last": (2**31 - 1, 2**31 - 1),
-}  # fmt: skip
+    "inside": (16, 8),
+    "left": (-5, 3),
+    "right": (59, 3),
+    "above": (16, -5),
+    "below": (16, 19),
+    "corner": (-31, -7),
+    "far corner": (63, 23),
+    "one past": (64, 0),
+    "one below": (0, 24),
+    "whole box left": (-32, 0),
+    "far": (2**31 - 1, 0),
+    "farthest": (-(2**31), -(2**31)),
+    "last": (2**31 - 1, 2**31 - 1),
+}
 
 
 @pytest.mark.parametrize("nan", (False, True))
@@ -383,11 +399,11 @@ def test_speed(emulated):
     assert np.array_equal(shared, tensor.loaded((200, 200), shared, 0))
 
 
-# ---- refusals ---------------------------------------------------------------------------------------------------
+# ---- refusals ----------------------------------------------------------------------------------------------
 
 
 def change(**changes):
-    """A good spec (2D bf16 128 x 64, box 64 x 8, 128-byte swizzle), then `field=value` or `field=(index, value)`."""
+    """A good spec (bf16, 128 x 64, box 64 x 8, 128-byte swizzle) with `field=value` or `field=(index, value)`."""
     tensor = Tensor("bf16", (128, 64), (64, 8), 128)
     spec = tensor.spec()
     for name, value in changes.items():
@@ -400,49 +416,49 @@ def change(**changes):
 
 GOOD = 1 << 20
 REFUSALS = {
-    "rank 0": (dict(rank=0), "rank: must be 1 to 5; got 0"),
-    "rank 6": (dict(rank=6), "rank: must be 1 to 5; got 6"),
-    "base null": (dict(base=None), "base: must not be null: TMA has no empty tensors; got a null pointer"),
-    "base": (dict(base=GOOD + 8), f"base: must be a multiple of 16 bytes; got {GOOD + 8:#x}"),
-    "size 0": (dict(sizes=(0, 0)), "sizes[0]: must be 1 to 2^32 elements; got 0"),
-    "size": (dict(sizes=(1, 2**32 + 1)), "sizes[1]: must be 1 to 2^32 elements; got 4294967297"),
+    "rank 0": ({"rank": 0}, "rank: must be 1 to 5; got 0"),
+    "rank 6": ({"rank": 6}, "rank: must be 1 to 5; got 6"),
+    "base null": ({"base": None}, "base: must not be null: TMA has no empty tensors; got a null pointer"),
+    "base": ({"base": GOOD + 8}, f"base: must be a multiple of 16 bytes; got {GOOD + 8:#x}"),
+    "size 0": ({"sizes": (0, 0)}, "sizes[0]: must be 1 to 2^32 elements; got 0"),
+    "size": ({"sizes": (1, 2**32 + 1)}, "sizes[1]: must be 1 to 2^32 elements; got 4294967297"),
     "stride": (
-        dict(strides_bytes=(0, 264)),
+        {"strides_bytes": (0, 264)},
         "strides_bytes[0]: must be a multiple of 16 bytes (pad the rows); got 264",
     ),
     "stride long": (
-        dict(strides_bytes=(0, 2**40)),
+        {"strides_bytes": (0, 2**40)},
         "strides_bytes[0]: must be less than 2^40 bytes; got 1099511627776",
     ),
-    "box 0": (dict(box=(1, 0)), "box[1]: must be 1 to 256 elements; got 0"),
-    "box": (dict(box=(1, 257)), "box[1]: must be 1 to 256 elements; got 257"),
-    "box row": (dict(box=(0, 12)), "box[0]: must be a multiple of 16 bytes; got 24 bytes (12 elements)"),
+    "box 0": ({"box": (1, 0)}, "box[1]: must be 1 to 256 elements; got 0"),
+    "box": ({"box": (1, 257)}, "box[1]: must be 1 to 256 elements; got 257"),
+    "box row": ({"box": (0, 12)}, "box[0]: must be a multiple of 16 bytes; got 24 bytes (12 elements)"),
     "span 128": (
-        dict(box=(0, 72)),
+        {"box": (0, 72)},
         "box[0]: must be at most the 128-byte span of the swizzle; got 144 bytes (72 elements)",
     ),
     "span 64": (
-        dict(swizzle=2),
+        {"swizzle": 2},
         "box[0]: must be at most the 64-byte span of the swizzle; got 128 bytes (64 elements)",
     ),
     "span 32": (
-        dict(swizzle=1, box=(0, 24)),
+        {"swizzle": 1, "box": (0, 24)},
         "box[0]: must be at most the 32-byte span of the swizzle; got 48 bytes (24 elements)",
     ),
-    "step 0": (dict(element_strides=(1, 0)), "element_strides[1]: must be 1 to 8 elements; got 0"),
-    "step": (dict(element_strides=(1, 9)), "element_strides[1]: must be 1 to 8 elements; got 9"),
+    "step 0": ({"element_strides": (1, 0)}, "element_strides[1]: must be 1 to 8 elements; got 0"),
+    "step": ({"element_strides": (1, 9)}, "element_strides[1]: must be 1 to 8 elements; got 9"),
     "step of rows": (
-        dict(element_strides=(0, 2)),
+        {"element_strides": (0, 2)},
         "element_strides[0]: must be 1: TMA cannot stride along dimension 0; got 2",
     ),
     "fill": (
-        dict(element=1, fill=1),
+        {"element": 1, "fill": 1},
         "fill: can be nan only for floating-point elements; got integer elements of 2 bytes",
     ),
-    "element": (dict(element=10), "element: must be a member of Element; got 10"),
-    "swizzle": (dict(swizzle=4), "swizzle: must be a member of Swizzle; got 4"),
-    "promotion": (dict(promotion=4), "promotion: must be a member of L2Promotion; got 4"),
-    "fill member": (dict(fill=2), "fill: must be a member of Fill; got 2"),
+    "element": ({"element": 10}, "element: must be a member of Element; got 10"),
+    "swizzle": ({"swizzle": 4}, "swizzle: must be a member of Swizzle; got 4"),
+    "promotion": ({"promotion": 4}, "promotion: must be a member of L2Promotion; got 4"),
+    "fill member": ({"fill": 2}, "fill: must be a member of Fill; got 2"),
 }
 
 
@@ -463,9 +479,16 @@ def test_a_box_must_fit_shared_memory(target):
 
 def test_the_limits_themselves_are_allowed(emulated):
     for changes in (
-        dict(sizes=(0, 2**32)), dict(sizes=(1, 1)), dict(strides_bytes=(0, 2**40 - 16)), dict(strides_bytes=(0, 0)),
-        dict(box=(1, 256)), dict(box=(0, 8)), dict(element_strides=(1, 8)), dict(fill=1), dict(promotion=0),
-    ):  # fmt: skip
+        {"sizes": (0, 2**32)},
+        {"sizes": (1, 1)},
+        {"strides_bytes": (0, 2**40 - 16)},
+        {"strides_bytes": (0, 0)},
+        {"box": (1, 256)},
+        {"box": (0, 8)},
+        {"element_strides": (1, 8)},
+        {"fill": 1},
+        {"promotion": 0},
+    ):
         _, spec = change(**changes)
         assert emulated.make_map(ctypes.byref(spec), pointer(aligned(128))) == b"", changes
 
@@ -510,7 +533,7 @@ def test_an_instruction_must_match_its_map(emulated):
         assert text == f"the box's address in shared memory, {address:#x}, is not a multiple of 128 bytes"
 
 
-# ---- reductions -------------------------------------------------------------------------------------------------
+# ---- reductions --------------------------------------------------------------------------------------------
 
 KINDS = dict(
     zip(ELEMENTS, ("u1", "u2", "u4", "i4", "u8", "i8", "f2", "u2", "f4", "f8"), strict=True)
@@ -538,9 +561,13 @@ def reduced(
 ) -> np.ndarray:
     result = old.copy()
     library.reduce_bytes(
-        REDUCTIONS.index(op), ELEMENTS.index(element), pointer(result), pointer(new), ctypes.c_uint64(old.nbytes),
+        REDUCTIONS.index(op),
+        ELEMENTS.index(element),
+        pointer(result),
+        pointer(new),
+        ctypes.c_uint64(old.nbytes),
         int(flush),
-    )  # fmt: skip
+    )
     return result
 
 
@@ -589,10 +616,15 @@ def test_integers(emulated, op, element):
     one = kind.type(1)
     with np.errstate(over="ignore"):
         expected = {
-            "add": old + new, "min": np.minimum(old, new), "max": np.maximum(old, new),
-            "inc": np.where(old >= new, 0, old + one), "dec": np.where((old == 0) | (old > new), new, old - one),
-            "and": old & new, "or": old | new, "xor": old ^ new,
-        }[op].astype(kind)  # fmt: skip
+            "add": old + new,
+            "min": np.minimum(old, new),
+            "max": np.maximum(old, new),
+            "inc": np.where(old >= new, 0, old + one),
+            "dec": np.where((old == 0) | (old > new), new, old - one),
+            "and": old & new,
+            "or": old | new,
+            "xor": old ^ new,
+        }[op].astype(kind)
     if op in ("inc", "dec") and element != "u32":
         return
     assert np.array_equal(reduced(emulated, op, element, old, new), expected)
