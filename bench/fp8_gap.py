@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
             f"train.seed={seed}", f"data.seed={seed}", "train.eval_every=0", *options.overrides,
         ]  # fmt: skip
         print(f"== pair {seed + 1} of {options.seeds}: {' '.join(command[1:])}", flush=True)
-        status = subprocess.run(command).returncode
+        status = subprocess.run(command, check=False).returncode
         if status:
             return status
         pairs[seed] = measure(folder)

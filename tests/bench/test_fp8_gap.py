@@ -29,7 +29,7 @@ def test_gap_of_a_constant_ratio(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ratios, status", [((1.004, 0.997), 0), ((1.004, 1.003), 1)])
 def test_mean_over_seeds_decides(tmp_path, monkeypatch, capsys, ratios, status) -> None:
-    def run(command: list[str]) -> subprocess.CompletedProcess:
+    def run(command: list[str], check: bool) -> subprocess.CompletedProcess:
         folder = Path(command[command.index("--run-dir") + 1])
         seed = int(folder.name.rsplit("_", 1)[1])
         assert f"train.seed={seed}" in command and f"data.seed={seed}" in command
@@ -44,5 +44,5 @@ def test_mean_over_seeds_decides(tmp_path, monkeypatch, capsys, ratios, status) 
 
 
 def test_a_failed_run_ends_the_bench(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(subprocess, "run", lambda command: subprocess.CompletedProcess(command, 130))
+    monkeypatch.setattr(subprocess, "run", lambda command, check: subprocess.CompletedProcess(command, 130))
     assert fp8_gap.main(["--seeds", "2", "--run-dir", str(tmp_path)]) == 130
