@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 // One source, compiled for what the machine has: every operation below is exact or IEEE, so that the results are equal.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -61,6 +62,19 @@ struct Table8 {
 const Table8& table(Operand o) {
   static const Table8 e4m3(Operand::e4m3), e5m2(Operand::e5m2);
   return o == Operand::e4m3 ? e4m3 : e5m2;
+}
+
+// Every code of a format in float64; decoding one by one would cost more than multiplying.
+struct Table {
+  std::vector<Element64> of;
+  explicit Table(Operand o) : of(size_t{1} << (8 * form_of(o).bytes)) {
+    for (uint32_t i = 0; i < of.size(); ++i) of[i] = decode(form_of(o), i);
+  }
+};
+
+const Table& table64(Operand o) {
+  static const Table e4m3(Operand::e4m3), e5m2(Operand::e5m2), bf16(Operand::bf16), f16(Operand::f16);
+  return o == Operand::e4m3 ? e4m3 : o == Operand::e5m2 ? e5m2 : o == Operand::bf16 ? bf16 : f16;
 }
 
 constexpr uint32_t kMaxN = 256;
@@ -205,21 +219,22 @@ void tensor_core_multiply(Operand o, uint32_t n, const uint8_t* a, const uint8_t
   }
   const uint32_t steps = 32 / f.bytes;
   alignas(64) static thread_local double y[32 * kMaxN], y_power[32 * kMaxN];
-  auto element = [&](const uint8_t* row, uint32_t k) {
+  const Table& t64 = table64(o);
+  auto element = [&](const uint8_t* row, uint32_t k) -> const Element64& {
     uint32_t bits = row[k * f.bytes];
     if (f.bytes == 2) bits |= static_cast<uint32_t>(row[k * 2 + 1]) << 8;
-    return decode(f, bits);
+    return t64.of[bits];
   };
   for (uint32_t j = 0; j < n; ++j)
     for (uint32_t k = 0; k < steps; ++k) {
-      const Element64 e = element(b + j * 32, k);
+      const Element64& e = element(b + j * 32, k);
       y[k * kMaxN + j] = e.value;
       y_power[k * kMaxN + j] = e.power;
     }
   for (uint32_t i = 0; i < 64; ++i) {
     double x[32], x_power[32];
     for (uint32_t k = 0; k < steps; ++k) {
-      const Element64 e = element(a + i * 32, k);
+      const Element64& e = element(a + i * 32, k);
       x[k] = e.value;
       x_power[k] = e.power;
     }
