@@ -1,4 +1,5 @@
 # Two commands: `make demo` trains a DeepSeek-V3-architecture model on this machine; `make test` proves the code.
+# `make kernels` shows what nvcc makes of every kernel.
 #
 # Both create .venv, install what they need, and run; doing it again installs nothing. To use an interpreter that
 # you already have (its torch is kept): make test PYTHON=/path/to/python3
@@ -23,9 +24,9 @@ PY := .venv/bin/python
 READY := .venv/ready
 endif
 PIP := $(PY) -m pip install -q $(PIP_FLAGS)
-BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f 2>/dev/null) $(wildcard requirements/*.txt)
+BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt deepseek_ops/_toolchain.py $(shell find csrc -type f 2>/dev/null) $(wildcard requirements/*.txt)
 
-.PHONY: demo test test-full lint info clean
+.PHONY: demo test test-full lint kernels info clean
 
 demo: $(READY)-run
 	@echo "== demo: tokenizer -> pre-training -> evaluation -> generation -> report (folder $(RUN))"
@@ -44,6 +45,10 @@ lint: $(READY)-test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+# Needs nvcc, no GPU: registers, memory, spills and instructions of every kernel for sm_90a; fails on a fault.
+kernels: $(READY)-test
+	$(PY) -m bench.kernels
 
 info: $(READY)-run
 	$(PY) -m deepseek_ops.info
@@ -70,6 +75,7 @@ $(READY)-run: $(BUILD_INPUTS) | $(PY)
 
 $(READY)-test: $(READY)-run requirements/test.txt
 	@$(PY) -c "import pytest, hypothesis, xdist, transformers, pyarrow" 2>/dev/null && $(PY) -m ruff --version >/dev/null 2>&1 && $(PY) -m mypy --version >/dev/null 2>&1 || { echo "   test packages"; $(PIP) -r requirements/test.txt; }
+	@$(PY) -c "import importlib.metadata as m; m.version('nvidia-cuda-cuobjdump'), m.version('nvidia-cuda-nvdisasm')" 2>/dev/null || $(PIP) $$(grep ^nvidia- requirements/test.txt) || echo "   (the disassembler is optional: going on without)"
 	@touch $@
 
 # An interpreter given by name or path is used as it is; it has no rule of its own.

@@ -1,19 +1,18 @@
 """Build the native modules with CMake; everything else is in pyproject.toml.
 
 One module per kernel target lands in deepseek_ops/_native/:
-  cuda      when nvcc is found (or required with DEEPSEEK_OPS_CUDA=on)
-  emulated  when a C++ compiler and CMake are found
-Without either the package installs as pure Python and `python -m deepseek_ops.info` says what is missing:
+  emulated, checked   when a C++20 compiler and CMake are found
+  cuda                when nvcc 12.9 or newer is found too (required with DEEPSEEK_OPS_CUDA=on)
+Without them the package installs as pure Python and `python -m deepseek_ops.info` says what is missing:
 pip hides build output, so the message has to come from the package. torch is never needed to build.
 
-Environment: DEEPSEEK_OPS_CUDA=auto|on|off, CUDACXX or CUDA_HOME to find nvcc, MAX_JOBS for parallel compiles.
+Environment: DEEPSEEK_OPS_CUDA=auto|on|off, CUDACXX or CUDA_HOME to find nvcc, CXX, MAX_JOBS for parallel compiles.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,35 +20,21 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-
-
-def find_nvcc() -> str | None:
-    """nvcc by CUDACXX, CUDA_HOME, PATH, the usual prefix; None when DEEPSEEK_OPS_CUDA=off or absent."""
-    mode = os.environ.get("DEEPSEEK_OPS_CUDA", "auto")
-    if mode not in ("auto", "on", "off"):
-        raise SystemExit(f"DEEPSEEK_OPS_CUDA: must be auto, on or off; got {mode!r}")
-    if mode == "off":
-        return None
-    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
-    candidates = [os.environ.get("CUDACXX"), *(f"{h}/bin/nvcc" for h in homes[:1] if h), shutil.which("nvcc")]
-    candidates.append(f"{homes[1]}/bin/nvcc")
-    for candidate in candidates:
-        if candidate and shutil.which(candidate):
-            return candidate
-    if mode == "on":
-        raise SystemExit(
-            "DEEPSEEK_OPS_CUDA=on but no nvcc was found (looked at CUDACXX, CUDA_HOME, PATH, /usr/local/cuda)"
-        )
-    return None
+_spec = importlib.util.spec_from_file_location("_toolchain", ROOT / "deepseek_ops" / "_toolchain.py")
+assert _spec and _spec.loader
+toolchain = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(toolchain)
 
 
 def targets() -> list[str]:
-    """The native modules that this machine can build."""
-    nvcc = find_nvcc()  # first: DEEPSEEK_OPS_CUDA=on must fail loudly whatever else is missing
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if not (compiler and shutil.which("cmake")):
-        return []
-    return ["emulated", *(["cuda"] if nvcc else [])]
+    """The native modules that this machine can build; DEEPSEEK_OPS_CUDA=on makes a missing `cuda` an error."""
+    problems = {target: toolchain.problem(target) for target in toolchain.TARGETS}
+    if toolchain.cuda_mode() == "on" and problems["cuda"]:
+        raise SystemExit(f"DEEPSEEK_OPS_CUDA=on, but {problems['cuda']}")
+    for target, problem in problems.items():
+        if problem:
+            print(f"deepseek_ops: not building {target}: {problem}", file=sys.stderr)
+    return [target for target, problem in problems.items() if not problem]
 
 
 class CMakeBuild(build_ext):
@@ -60,27 +45,17 @@ class CMakeBuild(build_ext):
         names = [extension.name.rsplit(".", 1)[1] for extension in self.extensions]
         if not names:
             return
-        import pybind11
+        try:
+            import pybind11
+        except ImportError:
+            raise SystemExit(
+                "deepseek_ops: building needs pybind11: pip install pybind11, or install without --no-build-isolation"
+            ) from None
 
         first = Path(self.get_ext_fullpath(self.extensions[0].name)).resolve()
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
-        configure = [
-            "cmake",
-            "-S", str(ROOT), "-B", str(build),
-            *(["-G", "Ninja"] if shutil.which("ninja") else []),
-            "-DCMAKE_BUILD_TYPE=Release",
-            f"-DDEEPSEEK_OPS_TARGETS={';'.join(names)}",
-            f"-DDEEPSEEK_OPS_OUTPUT={first.parent}",
-            f"-DPython_EXECUTABLE={sys.executable}",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-        ]  # fmt: skip
-        nvcc = find_nvcc()
-        if "cuda" in names and nvcc:
-            configure.append(f"-DCMAKE_CUDA_COMPILER={shutil.which(nvcc)}")
-        subprocess.run(configure, check=True)
-        subprocess.run(
-            ["cmake", "--build", str(build), "--parallel", os.environ.get("MAX_JOBS", "2")], check=True
-        )
+        toolchain.configure(ROOT, build, names, pybind11.get_cmake_dir(), DEEPSEEK_OPS_OUTPUT=first.parent)
+        toolchain.build(build)
 
     def get_outputs(self) -> list[str]:
         """Only files that exist: a target that cannot be built here is absent, not an error."""

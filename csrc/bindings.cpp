@@ -1,34 +1,100 @@
-// The Python module of one kernel target; compiled once per target (CMakeLists.txt), without torch.
+// The Python module of a kernel target, without torch. Compiled once, linked into the module of each target.
 //
-// A module says what it was built from (`build_info`) and, for each kernel of its target, registers a function of
-// the same name; deepseek_ops/_registry.py asks for both. There are no kernels yet, and `build_info` says so: the
-// module proves the build chain on every machine until the kernel ground fills it.
-
+// For each kernel of its target a module has a function of the op's name: bindings/kernels.h says how families add
+// theirs, deepseek_ops/_native_ops.py how ops find them. `build_info` says what the module was built from.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <string>
 #include <vector>
 
+#include "bindings/convert.h"
+#include "bindings/families.h"
+#include "bindings/target.h"
+
 namespace py = pybind11;
+
+namespace bindings {
+
+void set_python_error(const char* module, const char* name, const char* text) {
+  const py::object type = py::module_::import(module).attr(name);
+  py::set_error(type, text);
+}
 
 namespace {
 
-// Names of the kernels linked into this module.
-std::vector<std::string> kernels() { return {}; }
+std::string signature(const KernelEntry& entry) {
+  std::string text = entry.op + "(";
+  for (const Parameter& p : entry.parameters) text += (text.back() == '(' ? "" : ", ") + std::string(p.name);
+  return text + ")";
+}
 
-py::dict build_info() {
+// What holds for every kernel, checked once and here.
+void check_tensors(const KernelEntry& entry, const std::vector<Value>& values) {
+  const TensorView* first = nullptr;
+  for (size_t i = 0; i < values.size(); ++i) {
+    const auto* t = std::get_if<TensorView>(&values[i]);
+    if (!t) continue;
+    if (!first) first = t;
+    check_same_device(*t, *first);
+    if (entry.parameters[i].role != Role::out && entry.parameters[i].role != Role::in_out) continue;
+    for (size_t j = 0; j < values.size(); ++j) {
+      const auto* other = std::get_if<TensorView>(&values[j]);
+      if (other && i != j) check_apart(*t, *other);
+    }
+  }
+}
+
+void call(const KernelEntry& entry, const py::args& args) {
+  const std::vector<Parameter>& parameters = entry.parameters;
+  if (args.size() != parameters.size())
+    throw py::type_error(signature(entry) + " takes " + std::to_string(parameters.size()) + " arguments; got " +
+                         std::to_string(args.size()));
+  std::vector<Value> values;
+  values.reserve(parameters.size());
+  for (size_t i = 0; i < parameters.size(); ++i) values.push_back(value_from(parameters[i], args[i]));
+  check_tensors(entry, values);
+  run_on_target(entry, values);
+}
+
+py::dict build_info(const Module& kernels, const char* target) {
+  std::vector<std::string> ops;
+  for (const KernelEntry& entry : kernels.entries()) ops.push_back(entry.op);
   py::dict info;
-  info["target"] = DEEPSEEK_OPS_TARGET;
+  info["target"] = target;
   info["compiler"] = __VERSION__;
-  info["cuda_compiler"] = DEEPSEEK_OPS_CUDA_COMPILER;
-  info["kernels"] = kernels();
+  info["cuda_compiler"] = cuda_compiler();
+  info["kernels"] = ops;
   return info;
 }
 
-}  // namespace
-
-PYBIND11_MODULE(DEEPSEEK_OPS_MODULE, module) {
-  module.doc() = "Kernels of deepseek_ops, target " DEEPSEEK_OPS_TARGET;
-  module.def("build_info", &build_info, "Target, compilers, and the kernels in this module.");
+void translate(std::exception_ptr p) {
+  try {
+    if (p) std::rethrow_exception(p);
+  } catch (const ArgumentError& e) {
+    set_python_error("deepseek_ops._checks", "ArgumentError", e.what());
+  } catch (const BackendError& e) {
+    set_python_error("deepseek_ops._registry", "BackendError", e.what());
+  }
 }
+
+void fill(py::module_& module, const char* target) {
+  static Module kernels;
+  bind_families(kernels);
+  module.doc() = std::string("Kernels of deepseek_ops, target ") + target;
+  py::register_local_exception_translator(&translate);
+  bind_target(module, target);
+  module.def("build_info", [target] { return build_info(kernels, target); },
+             "Target, compilers, and the ops with a kernel here.");
+  for (const KernelEntry& entry : kernels.entries()) {
+    module.def(entry.op.c_str(), [&entry](const py::args& args) { call(entry, args); }, signature(entry).c_str());
+  }
+}
+
+}  // namespace
+}  // namespace bindings
+
+// Python asks a module for the function of its own name.
+PYBIND11_MODULE(emulated, module) { bindings::fill(module, "emulated"); }
+PYBIND11_MODULE(checked, module) { bindings::fill(module, "checked"); }
+PYBIND11_MODULE(cuda, module) { bindings::fill(module, "cuda"); }

@@ -9,7 +9,8 @@ gradients and nothing without; `register_autograd` costs 6-14 us always (researc
 So calling an `Op` runs the plain op when no input needs a gradient, and the Function otherwise.
 
 Backends: `reference` is pure PyTorch and always present. `cuda`, `emulated` and `checked` run the kernels of
-`csrc/`; they register themselves per op with `Op.kernels[backend] = function` when their extension was built.
+`csrc/`: when a backend is first asked for, its native module is loaded and `_native_ops.attach` sets
+`Op.kernels[backend]` of every op that it has a function for.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 import torch
 
+from . import _toolchain
 from ._checks import ArgumentError
 
 BACKENDS = ("reference", "emulated", "checked", "cuda")
@@ -70,17 +72,30 @@ def absent_reason(name: str) -> str | None:
     try:
         native = importlib.import_module(f"deepseek_ops._native.{name}")
     except ImportError as error:
-        if name == "cuda":
-            return f"not built ({error}); install nvcc 12.9 or newer and reinstall with DEEPSEEK_OPS_CUDA=on"
-        return f"not built ({error}); reinstall with a C++ compiler and CMake present"
+        return _not_loaded(name, error)
     if not native.build_info()["kernels"]:
-        return "the module is built, but this version of deepseek_ops has no kernels yet"
+        return "the module is built, but it holds no kernels"
+    from ._native_ops import attach  # here: it needs this module
+
+    attach(name, native)
     if name == "cuda":
         if not torch.cuda.is_available():
             return "no CUDA device (or a torch build without CUDA)"
         if torch.cuda.get_device_capability() != (9, 0):
             return f"kernels are for sm_90a, this device is sm_{''.join(map(str, torch.cuda.get_device_capability()))}"
     return None
+
+
+def _not_loaded(name: str, error: ImportError) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        problem = _toolchain.problem(name)
+        again = "reinstall deepseek_ops" + (" with DEEPSEEK_OPS_CUDA=on" if name == "cuda" else "")
+        return f"not built: {problem}; then {again}" if problem else f"not built, though it could be: {again}"
+    if "GLIBCXX" in str(error) or "CXXABI" in str(error) or "libstdc++" in str(error):
+        hint = "the C++ run-time library is missing or older than the compiler's: install libstdc++6, or reinstall here"
+    else:
+        hint = "it was built for another Python or machine: reinstall deepseek_ops here"
+    return f"built, but it does not load ({error}); {hint}"
 
 
 class Op:
@@ -97,6 +112,7 @@ class Op:
         self.schema = schema
         self.name = schema.split("(", 1)[0].strip()
         self.kernels: dict[str, Callable[..., Any]] = {"reference": reference}
+        self.fake = fake
         LIBRARY.define(schema)
         for key in ("CPU", "CUDA"):
             LIBRARY.impl(self.name, self._run, key)
@@ -120,11 +136,13 @@ class Op:
         if name:
             _require_known(name)
             if name not in self.kernels:
-                reason = absent_reason(name) or f"it has no kernel for {self.name!r} yet"
-                raise BackendError(f"backend {name!r} cannot run {self.name!r}: {reason}")
+                reason = absent_reason(name)  # loads the module
+                if name not in self.kernels:
+                    reason = reason or f"it has no kernel for {self.name!r} yet"
+                    raise BackendError(f"backend {name!r} cannot run {self.name!r}: {reason}")
             return name
         if any(t.is_cuda for t in _tensors(args)):
-            if "cuda" in self.kernels and absent_reason("cuda") is None:
+            if absent_reason("cuda") is None and "cuda" in self.kernels:
                 return "cuda"
             _warn_no_kernel(self.name)
         return "reference"

@@ -13,15 +13,6 @@
 namespace emulator {
 namespace {
 
-uint64_t fill_pattern(const DecodedMap& m) {   // of one element outside of the tensor
-  if (!m.fill_nan) return 0;
-  switch (m.element) {
-    case Element::bf16: case Element::f16: return 0x7fff7fff7fff7fffull;
-    case Element::f32: return 0x7fffffff7fffffffull;
-    default: return 0x7fffffffffffffffull;
-  }
-}
-
 struct Copy : AsyncOperation {
   Block* block = nullptr;      // of the issuer
   Stamp stamp;                 // what the issuer had seen
@@ -112,7 +103,6 @@ struct TensorLoad : Copy {
   std::vector<Landing> to;
 
   void act() override {
-    const uint64_t fill = fill_pattern(map);
     Access write = accessing(true), read = accessing(false);
     write.tiled = true;
     write.swizzle = map.swizzle;
@@ -132,7 +122,7 @@ struct TensorLoad : Copy {
         if (from)
           std::memcpy(target, from, bytes);
         else
-          for (uint32_t b = 0; b < bytes; b += map.element_bytes) std::memcpy(target + b, &fill, map.element_bytes);
+          std::memcpy(target, map.fill, bytes);
       });
       land(*this, l, box_bytes(map));
     }
@@ -165,6 +155,7 @@ struct Store : Copy {
   bool reduces = false;
   Reduce op{};
   Element element{};
+  Subnormals subnormals = kBulkSubnormals;
 
   virtual void read() = 0;
   virtual void write() = 0;
@@ -185,7 +176,7 @@ struct Store : Copy {
   void put(uint8_t* target, const uint8_t* from, uint32_t bytes) {
     access(target, bytes, accessing(true));
     if (reduces)
-      reduce_elements(op, element, target, from, bytes);
+      reduce_elements(op, element, target, from, bytes, subnormals);
     else
       std::memcpy(target, from, bytes);
   }
@@ -245,10 +236,8 @@ std::shared_ptr<T> begin_tensor(const char* what, const TensorMap* map, const vo
   DecodedMap decoded;
   const std::string wrong = decode(map, decoded);
   if (!wrong.empty()) refuse("tma.arguments", site, std::string(what) + ": " + wrong);
-  if (decoded.rank != rank)
-    refuse("tma.arguments", site, std::string(what) + " with " + std::to_string(rank) + " coordinates, but the tensor map has rank " + std::to_string(decoded.rank));
-  if (world().shared_offset(shared) % 128)
-    refuse("tma.arguments", site, std::string(what) + ": " + place(shared) + " is not aligned to 128 bytes");
+  const std::string misplaced = check_copy(decoded, rank, world().shared_offset(shared));
+  if (!misplaced.empty()) refuse("tma.arguments", site, std::string(what) + " at " + place(shared) + ": " + misplaced);
   auto op = begin<T>(what, site);
   op->map = decoded;
   std::copy(coordinates, coordinates + rank, op->coordinates);
@@ -281,12 +270,13 @@ void tma_store(const TensorMap* map, const void* src, const int32_t* coordinates
 void tma_reduce(Reduce reduce, const TensorMap* map, const void* src, const int32_t* coordinates, int rank, Site site) {
   shared_address(src, site);
   auto op = begin_tensor<TensorStore>("TMA reduction", map, src, coordinates, rank, site);
-  const std::string wrong = bulk_reduce_legal(reduce, op->map.element);
+  const std::string wrong = tensor_reduce_legal(reduce, op->map.element);
   if (!wrong.empty()) refuse("tma.arguments", site, wrong);
   op->source = world().shared_offset(src);
   op->reduces = true;
   op->op = reduce;
   op->element = op->map.element;
+  op->subnormals = kTensorSubnormals;
   issue_store(op);
 }
 

@@ -222,7 +222,7 @@ void atomic(Reduce op, Element element, void* p, const void* value, void* old, O
   read_modify_write(p, element_bytes(element), order, scope, site, old,
                     [](void* target, const void* w) {
                       const auto& x = *static_cast<const With*>(w);
-                      reduce_elements(x.op, x.element, target, x.value, element_bytes(x.element));
+                      reduce_elements(x.op, x.element, target, x.value, element_bytes(x.element), kGlobalAtomicSubnormals);
                       return true;
                     },
                     &with);

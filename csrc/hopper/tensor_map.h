@@ -69,62 +69,72 @@ inline uint32_t swizzle_span(Swizzle s) {  // bytes; 0 without a swizzle
   return s == Swizzle::none ? 0 : 16u << static_cast<uint32_t>(s);
 }
 
-// Throws std::invalid_argument "tensor map <argument>: <rule>; got <value>". The rules are those of
+// Throws std::invalid_argument "tensor map argument: rule; got value". The rules are those of
 // cuTensorMapEncodeTiled for CU_TENSOR_MAP_INTERLEAVE_NONE, except where a comment names another source.
 inline void check_tensor_map_spec(const TensorMapSpec& spec) {
-  const auto require = [](bool holds, const std::string& argument, const std::string& rule, auto value) {
-    if (holds) return;
+  constexpr int kScalar = -1;  // not an item of an array
+  const auto refuse = [](const char* argument, int index, const std::string& rule, const auto& value) {
     std::ostringstream text;
-    text << "tensor map " << argument << ": " << rule << "; got " << value;
+    text << "tensor map " << argument;
+    if (index != kScalar) text << "[" << index << "]";
+    text << ": " << rule << "; got " << value;
     throw std::invalid_argument(text.str());
   };
-  const auto item = [](const char* name, int i) { return std::string(name) + "[" + std::to_string(i) + "]"; };
+  const auto require = [&refuse](bool holds, const char* argument, int index, const char* rule, auto value) {
+    if (!holds) refuse(argument, index, rule, value);
+  };
   const auto number = [](auto member) { return static_cast<int>(member); };
-  const uint64_t address = reinterpret_cast<uintptr_t>(spec.base);
 
-  require(spec.element <= Element::f64, "element", "must be a member of Element", number(spec.element));
-  require(spec.swizzle <= Swizzle::b128, "swizzle", "must be a member of Swizzle", number(spec.swizzle));
-  require(spec.promotion <= L2Promotion::b256, "promotion", "must be a member of L2Promotion",
+  require(spec.element <= Element::f64, "element", kScalar, "must be a member of Element",
+          number(spec.element));
+  require(spec.swizzle <= Swizzle::b128, "swizzle", kScalar, "must be a member of Swizzle",
+          number(spec.swizzle));
+  require(spec.promotion <= L2Promotion::b256, "promotion", kScalar, "must be a member of L2Promotion",
           number(spec.promotion));
-  require(spec.fill <= Fill::nan, "fill", "must be a member of Fill", number(spec.fill));
-  require(spec.rank >= 1 && spec.rank <= 5, "rank", "must be 1 to 5", spec.rank);
-  require(address != 0, "base", "must not be null: TMA has no empty tensors", "a null pointer");
-  require(address % 16 == 0, "base", "must be a multiple of 16 bytes", spec.base);
+  require(spec.fill <= Fill::nan, "fill", kScalar, "must be a member of Fill", number(spec.fill));
+  require(spec.rank >= 1 && spec.rank <= 5, "rank", kScalar, "must be 1 to 5", spec.rank);
+  require(spec.base != nullptr, "base", kScalar, "must not be null: TMA has no empty tensors",
+          "a null pointer");
+  require(reinterpret_cast<uintptr_t>(spec.base) % 16 == 0, "base", kScalar, "must be a multiple of 16 bytes",
+          spec.base);
 
   const uint32_t bytes = element_bytes(spec.element);
   uint64_t box_bytes = bytes;
   for (int i = 0; i < spec.rank; ++i) {
-    require(spec.sizes[i] >= 1 && spec.sizes[i] <= uint64_t{1} << 32, item("sizes", i),
+    require(spec.sizes[i] >= 1 && spec.sizes[i] <= uint64_t{1} << 32, "sizes", i,
             "must be 1 to 2^32 elements", spec.sizes[i]);
-    require(spec.box[i] >= 1 && spec.box[i] <= 256, item("box", i), "must be 1 to 256 elements", spec.box[i]);
-    require(spec.element_strides[i] >= 1 && spec.element_strides[i] <= 8, item("element_strides", i),
+    require(spec.box[i] >= 1 && spec.box[i] <= 256, "box", i, "must be 1 to 256 elements", spec.box[i]);
+    require(spec.element_strides[i] >= 1 && spec.element_strides[i] <= 8, "element_strides", i,
             "must be 1 to 8 elements", spec.element_strides[i]);
     box_bytes *= (spec.box[i] + spec.element_strides[i] - 1) / spec.element_strides[i];
   }
   for (int i = 0; i + 1 < spec.rank; ++i) {
-    require(spec.strides_bytes[i] % 16 == 0, item("strides_bytes", i),
+    require(spec.strides_bytes[i] % 16 == 0, "strides_bytes", i,
             "must be a multiple of 16 bytes (pad the rows)", spec.strides_bytes[i]);
-    require(spec.strides_bytes[i] < uint64_t{1} << 40, item("strides_bytes", i),
-            "must be less than 2^40 bytes", spec.strides_bytes[i]);
+    require(spec.strides_bytes[i] < uint64_t{1} << 40, "strides_bytes", i, "must be less than 2^40 bytes",
+            spec.strides_bytes[i]);
   }
   // The driver ignores it; PTX ISA 5.5.3.2 "Traversal-Stride" asks for 1 unless the layout is interleaved.
-  require(spec.element_strides[0] == 1, "element_strides[0]",
+  require(spec.element_strides[0] == 1, "element_strides", 0,
           "must be 1: TMA cannot stride along dimension 0", spec.element_strides[0]);
 
   const uint32_t row = spec.box[0] * bytes, span = swizzle_span(spec.swizzle);
-  require(row % 16 == 0, "box[0]", "must be a multiple of 16 bytes",
-          std::to_string(row) + " bytes (" + std::to_string(spec.box[0]) + " elements)");
-  require(span == 0 || row <= span, "box[0]",
-          "must be at most the " + std::to_string(span) + "-byte span of the swizzle",
-          std::to_string(row) + " bytes (" + std::to_string(spec.box[0]) + " elements)");
+  if (row % 16 != 0 || (span != 0 && row > span)) {
+    const std::string rule = row % 16 != 0 ? "must be a multiple of 16 bytes"
+                                           : "must be at most the " + std::to_string(span) +
+                                                 "-byte span of the swizzle";
+    refuse("box", 0, rule, std::to_string(row) + " bytes (" + std::to_string(spec.box[0]) + " elements)");
+  }
   // CUDA programming guide, "Compute Capabilities": shared memory of a block on sm_90. The driver's text has
   // no such rule, but no block could receive the box.
-  require(box_bytes <= 227 << 10, "box", "must fit the 232448 bytes of shared memory that a block can have",
-          std::to_string(box_bytes) + " bytes");
+  if (box_bytes > 227 << 10)
+    refuse("box", kScalar, "must fit the 232448 bytes of shared memory that a block can have",
+           std::to_string(box_bytes) + " bytes");
   const bool floating = spec.element == Element::f16 || spec.element == Element::bf16 ||
                         spec.element == Element::f32 || spec.element == Element::f64;
-  require(spec.fill == Fill::zeros || floating, "fill", "can be nan only for floating-point elements",
-          "integer elements of " + std::to_string(bytes) + " bytes");
+  if (spec.fill == Fill::nan && !floating)
+    refuse("fill", kScalar, "can be nan only for floating-point elements",
+           "integer elements of " + std::to_string(bytes) + " bytes");
 }
 
 }  // namespace hopper

@@ -145,27 +145,29 @@ QUANTIZE_KERNEL(kThreads, (whole_tiles_per_sm<T, kVector>)) quantize_columns_ker
 // padded_offsets[g]: where group g starts once every group before it is padded to a multiple of 128. One warp; each
 // lane sums a run of groups.
 HOPPER_KERNEL(32) pad_offsets_kernel(const int32_t* offsets, int32_t* padded_offsets, int32_t count) {
-  const auto padded = [&](int32_t g) { return (offsets[g + 1] - offsets[g] + kTile - 1) / kTile * kTile; };
+  const auto padded = [&](int32_t g) {
+    return static_cast<uint32_t>((int64_t{offsets[g + 1]} - offsets[g] + kTile - 1) / kTile * kTile);
+  };
   const auto lane = static_cast<int32_t>(threadIdx.x);
   const int32_t run = (count + 31) / 32;
   const int32_t begin = run * lane < count ? run * lane : count;
   const int32_t end = begin + run < count ? begin + run : count;
 
   hopper::grid_dependency_wait();
-  int32_t sum = 0;
+  uint32_t sum = 0;
   for (int32_t g = begin; g < end; ++g) sum += padded(g);
-  int32_t through = sum;
+  uint32_t through = sum;
   HOPPER_UNROLL
   for (int32_t distance = 1; distance < 32; distance *= 2) {
-    const auto before = static_cast<int32_t>(hopper::shuffle_up(static_cast<uint32_t>(through), distance));
+    const uint32_t before = hopper::shuffle_up(through, distance);
     if (lane >= distance) through += before;
   }
-  int32_t at = through - sum;
+  uint32_t at = through - sum;
   for (int32_t g = begin; g < end; ++g) {
-    padded_offsets[g] = at;
+    padded_offsets[g] = static_cast<int32_t>(at);
     at += padded(g);
   }
-  if (lane == 31) padded_offsets[count] = through;
+  if (lane == 31) padded_offsets[count] = static_cast<int32_t>(through);
   hopper::grid_dependency_launch();
 }
 

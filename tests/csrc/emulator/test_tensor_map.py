@@ -403,7 +403,7 @@ def test_speed(emulated):
 
 
 def change(**changes):
-    """A good spec (bf16, 128 x 64, box 64 x 8, 128-byte swizzle) with `field=value` or `field=(index, value)`."""
+    """A good spec (bf16, 128 x 64, box 64 x 8, 128-byte swizzle) with `field=value` or `field=(i, value)`."""
     tensor = Tensor("bf16", (128, 64), (64, 8), 128)
     spec = tensor.spec()
     for name, value in changes.items():

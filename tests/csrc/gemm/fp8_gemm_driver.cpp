@@ -15,7 +15,7 @@ struct Call {
   int32_t fp32, accumulate, num_sms, tile_rows, tile_columns, multicast;   // tile_rows 0: the chooser decides
   uint64_t seed;
   int32_t asynchrony, schedule, check;
-  const char* drop;   // a mutation, see Options::drop_kind; may be null
+  const char *drop_kind, *drop_site;   // a mutation, see Options; may be null
 };
 
 const char* fp8_gemm_on_emulator(const Call* call) {
@@ -25,7 +25,8 @@ const char* fp8_gemm_on_emulator(const Call* call) {
   options.asynchrony = static_cast<emulator::Asynchrony>(call->asynchrony);
   options.schedule = static_cast<emulator::Schedule>(call->schedule);
   options.check = call->check != 0;
-  if (call->drop) options.drop_kind = call->drop;
+  if (call->drop_kind) options.drop_kind = call->drop_kind;
+  if (call->drop_site) options.drop_site = call->drop_site;
   emulator::options() = options;
   Fp8GemmArguments x;
   x.a = call->a, x.b = call->b, x.scale_a = call->scale_a, x.scale_b = call->scale_b, x.d = call->d;
@@ -40,6 +41,17 @@ const char* fp8_gemm_on_emulator(const Call* call) {
     x.tile = {call->tile_rows, call->tile_columns};
     x.multicast = static_cast<Multicast>(call->multicast);
   }
+  // What the kernel may touch, to the byte: anything else is a report.
+  const int64_t k_blocks = (x.k + 127) / 128, n_blocks = (x.n + 127) / 128, size = call->fp32 ? 4 : 2;
+  const auto allow = [](const char* name, const void* p, int64_t rows, int64_t row, int64_t stride, bool writable) {
+    if (p && rows > 0 && row > 0) emulator::register_buffer(p, ((rows - 1) * stride + row), name, writable);
+  };
+  emulator::clear_buffers();
+  allow("a", x.a, x.m, x.k, x.a_stride, false);
+  allow("b", x.b, x.n, x.k, x.b_stride, false);
+  allow("scale_a", x.scale_a, k_blocks, x.m * 4, x.scale_a_stride * 4, false);
+  allow("scale_b", x.scale_b, n_blocks, k_blocks * 4, x.scale_b_stride * 4, false);
+  allow("d", x.d, x.m, x.n * size, x.d_stride * size, true);
   try {
     fp8_gemm(x, hopper::Stream{});
     return "";

@@ -41,6 +41,7 @@ def kernels(request):
                 f"output {index} differs first at byte {same.logical_not().nonzero()[0].tolist()}"
             )
 
+    compare.backend, compare.device = request.param, device
     return compare
 
 
@@ -158,6 +159,19 @@ def test_groups(kernels, name, dtype, layout):
     offsets = i32(GROUPS[name])
     kernels(lambda x, o: quant.quantize_128x1(x, offsets=o, pow2=True), x, offsets)
     kernels(lambda x, o: quant.quantize_1x128_128x1(x, offsets=o), x, offsets)
+
+
+@pytest.mark.parametrize(
+    "offsets", [[0, 900], [-200, 128], [250, 2**31 - 1], [300, 100, 500, 0], [-(2**31), 5]]
+)
+def test_wrong_offsets_never_leave_the_tensors(kernels, offsets):
+    # Nobody checks the offsets' values; `checked` reports any access outside, the others must at least end.
+    x = on(random_tensor(7, 300, 48), kernels.device)
+    with deepseek_ops.backend(kernels.backend):
+        q_t, scale_t, _ = quant.quantize_128x1(x, offsets=on(i32(offsets), kernels.device))
+        both = quant.quantize_1x128_128x1(x, offsets=on(i32(offsets), kernels.device))
+    assert torch.equal(both[2].cpu().view(torch.uint8), q_t.cpu().view(torch.uint8))
+    assert torch.equal(both[3].cpu(), scale_t.cpu())
 
 
 @pytest.mark.parametrize("shape", [(0, 128), (128, 0), (0, 0)], ids=str)

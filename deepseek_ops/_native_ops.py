@@ -1,0 +1,61 @@
+"""From the functions of a native module to the kernels of ops.
+
+A native function takes an op's arguments in their order, then one tensor for each output (csrc/bindings/kernels.h).
+What stands around it is the same for every op: outputs are allocated as the op's `fake` says, and tensors that the op
+writes in place get a new version, so that autograd notices.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.autograd.graph import increment_version
+
+from . import _emulation, _registry
+
+
+def attach(target: str, module: Any) -> None:
+    """Give every declared op that `module` has a function for its kernel of `target`."""
+    for name in module.build_info()["kernels"]:
+        op = _registry.OPS.get(name)
+        if op is not None:
+            op.kernels[target] = kernel(op, target, module)
+
+
+def kernel(op: _registry.Op, target: str, module: Any) -> Callable[..., Any]:
+    """The op as `target` runs it: a function of the op's arguments, by position or by name."""
+    native = getattr(module, op.name)
+    schema = op.raw._schema
+    names = [argument.name for argument in schema.arguments]
+    mutated = [
+        i for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write
+    ]
+    prepare = None if target == "cuda" else functools.partial(_emulation.prepare, target, module)
+    fake = op.fake
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if len(args) < len(names):
+            args = (*args, *(_argument(schema, i, kwargs) for i in range(len(args), len(names))))
+        outputs = fake(*args)
+        if prepare is not None:
+            prepare()
+        if outputs is None:
+            native(*args)
+        elif isinstance(outputs, torch.Tensor):
+            native(*args, outputs)
+        else:
+            native(*args, *outputs)
+        for i in mutated:
+            if isinstance(args[i], torch.Tensor) and not args[i].is_inference():  # those have no version
+                increment_version(args[i])
+        return outputs
+
+    return run
+
+
+def _argument(schema: Any, index: int, kwargs: dict[str, Any]) -> Any:
+    argument = schema.arguments[index]
+    return kwargs.get(argument.name, argument.default_value)

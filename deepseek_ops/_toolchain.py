@@ -1,0 +1,148 @@
+"""What a build of the native modules needs, and the sentence that tells what to do where it is missing.
+
+setup.py loads this file by its path, before the package exists: only the standard library may be imported here. The
+package asks the same questions later, to say why a backend is absent: pip hides what a build prints.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+TARGETS = ("emulated", "checked", "cuda")
+OLDEST_NVCC = (12, 9)
+# Needs <source_location>, concepts and a linkable standard library: g++ 11 and clang 16 have them.
+_PROBE = "#include <concepts>\n#include <source_location>\n#include <string>\n" + (
+    "template <std::integral T> T twice(T x) { return 2 * x; }\n"
+    "int main() { return twice(std::string(std::source_location::current().file_name()).size()) == 1; }\n"
+)
+
+
+def cuda_mode() -> str:
+    """DEEPSEEK_OPS_CUDA: auto (default), on (missing nvcc is an error) or off."""
+    mode = os.environ.get("DEEPSEEK_OPS_CUDA", "auto")
+    if mode not in ("auto", "on", "off"):
+        raise SystemExit(f"DEEPSEEK_OPS_CUDA: must be auto, on or off; got {mode!r}")
+    return mode
+
+
+def find_nvcc() -> str | None:
+    """nvcc by CUDACXX, CUDA_HOME, PATH, the usual prefix."""
+    home = os.environ.get("CUDA_HOME")
+    candidates = (os.environ.get("CUDACXX"), home and f"{home}/bin/nvcc", "nvcc", "/usr/local/cuda/bin/nvcc")
+    return next((path for c in candidates if c and (path := shutil.which(c))), None)
+
+
+def find_compiler() -> str | None:
+    """The host compiler: CXX (its first word), then c++, g++, clang++."""
+    chosen = os.environ.get("CXX", "").split()[:1]
+    return next((path for c in chosen or ("c++", "g++", "clang++") if (path := shutil.which(c))), None)
+
+
+def problem(target: str) -> str | None:
+    """Why `target` cannot be built on this machine now, with what to do; None when it can."""
+    if target == "cuda":
+        if cuda_mode() == "off":
+            return "DEEPSEEK_OPS_CUDA=off"
+        reason = _nvcc_problem()
+        if reason:
+            return reason
+    return _compiler_problem() or _tools_problem()
+
+
+def configure(source: Path, build: Path, targets: Iterable[str], pybind11: str, **settings: object) -> None:
+    """Run CMake's configure step. The build folder persists, so that every path of an earlier environment is renewed."""
+    defines = {
+        "CMAKE_BUILD_TYPE": "Release",
+        "DEEPSEEK_OPS_TARGETS": ";".join(targets),
+        "DEEPSEEK_OPS_NVCC": find_nvcc() or "",
+        "Python_EXECUTABLE": sys.executable,
+        "pybind11_DIR": pybind11,
+        **settings,
+    }
+    cache = build / "CMakeCache.txt"
+    cached = cache.read_text() if cache.exists() else ""
+    command = ["cmake", "-S", str(source), "-B", str(build)]
+    ninja = shutil.which("ninja")
+    if ninja and (not cached or "CMAKE_GENERATOR:INTERNAL=Ninja" in cached):
+        command += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    elif "CMAKE_GENERATOR:INTERNAL=Ninja" in cached:  # ninja is gone since
+        shutil.rmtree(build)
+        cached = ""
+    if not cached:  # later CMake keeps its compiler: a change would make it forget everything above
+        command.append(f"-DCMAKE_CXX_COMPILER={find_compiler()}")
+    subprocess.run([*command, *(f"-D{name}={value}" for name, value in defines.items())], check=True)
+
+
+def build(folder: Path, target: str = "all") -> None:
+    """Run the build; MAX_JOBS compiles at a time (2)."""
+    jobs = os.environ.get("MAX_JOBS", "2")
+    subprocess.run(["cmake", "--build", str(folder), "--target", target, "--parallel", jobs], check=True)
+
+
+def _nvcc_problem() -> str | None:
+    nvcc = find_nvcc()
+    if nvcc is None:
+        return (
+            "no nvcc was found (looked at CUDACXX, CUDA_HOME, PATH, /usr/local/cuda); install the CUDA toolkit 12.9 "
+            "or newer, or set CUDA_HOME to it"
+        )
+    said = _output([nvcc, "--version"])
+    version = re.search(r"release (\d+)\.(\d+)", said)
+    if version is None:
+        return f"{nvcc} does not work: {_first_line(said)}"
+    if (int(version[1]), int(version[2])) < OLDEST_NVCC:
+        return (
+            f"nvcc {version[1]}.{version[2]} at {nvcc} is too old, the kernels need 12.9 or newer; set CUDACXX or "
+            "CUDA_HOME to a newer toolkit"
+        )
+    return None
+
+
+def _compiler_problem() -> str | None:
+    compiler = find_compiler()
+    if compiler is None:
+        looked = os.environ.get("CXX") or "c++, g++ and clang++ on PATH"
+        return f"no C++ compiler was found (looked for {looked}); install g++ 11 or newer, or set CXX"
+    with tempfile.TemporaryDirectory() as folder:
+        source, program = Path(folder, "probe.cpp"), Path(folder, "probe")
+        source.write_text(_PROBE)
+        command = [compiler, "-std=c++20", str(source), "-o", str(program)]
+        said = _output([*command, "-fsyntax-only"])
+        if re.search(r"unrecognized command.line option|invalid value|source_location|concepts", said):
+            return (
+                f"{compiler} ({_first_line(_output([compiler, '--version']))}) has no C++20; install g++ 11 or newer, "
+                "or set CXX to one"
+            )
+        said = said or _output(command)
+        if not program.exists():
+            return (
+                f"{compiler} cannot build a C++ program ({_first_line(said)}); the C++ standard library may be "
+                "missing: install libstdc++ with its headers (package g++ or libstdc++-dev)"
+            )
+    return None
+
+
+def _tools_problem() -> str | None:
+    if shutil.which("cmake") is None:
+        return "cmake was not found; install it: pip install cmake ninja"
+    return None
+
+
+def _output(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        return str(error)
+    return done.stdout + done.stderr
+
+
+def _first_line(text: str) -> str:
+    errors = [line for line in text.splitlines() if "error" in line]
+    return next(iter(errors or text.splitlines()), "it says nothing").strip()
