@@ -14,6 +14,7 @@
 #define HOPPER_DEVICE inline             // a device function
 #define HOPPER_BOTH inline               // a function for the device and for the host
 #define HOPPER_KERNEL(threads) static void  // a kernel of at most `threads` threads a block; always file-local
+#define HOPPER_KERNEL_BLOCKS(threads, blocks) static void  // of which `blocks` fit on an SM: bounds its registers
 #define HOPPER_GRID_CONSTANT             // a kernel parameter that TMA may read in place
 #define HOPPER_UNROLL
 #define HOPPER_HERE ::std::source_location::current()
@@ -36,6 +37,7 @@ struct Site {
 #define HOPPER_DEVICE __device__ __forceinline__
 #define HOPPER_BOTH __host__ __device__ __forceinline__
 #define HOPPER_KERNEL(threads) static __global__ void __launch_bounds__(threads, 1)
+#define HOPPER_KERNEL_BLOCKS(threads, blocks) static __global__ void __launch_bounds__(threads, blocks)
 #define HOPPER_GRID_CONSTANT __grid_constant__
 #define HOPPER_UNROLL _Pragma("unroll")
 #define HOPPER_HERE ::hopper::Site()

@@ -21,13 +21,8 @@ constexpr int kTile = 128;
 constexpr int kRows = 4;         // of a patch
 constexpr int kColumns = 16;
 
-// A kernel of which at least `blocks` fit on an SM, which bounds its registers. The compiler would otherwise keep all
-// 64 elements of a bf16 patch as fp32 between the maxima and the codes, and an SM would have half the loads in flight.
-#ifdef HOPPER_EMULATED
-#define QUANTIZE_KERNEL(threads, blocks) static void
-#else
-#define QUANTIZE_KERNEL(threads, blocks) static __global__ void __launch_bounds__(threads, blocks)
-#endif
+// Kernels bound their registers by HOPPER_KERNEL_BLOCKS: the compiler would otherwise keep all 64 elements of a bf16 patch
+// as fp32 between the maxima and the codes, and an SM would have half the loads in flight.
 // Loads in flight on an SM: bf16 3 blocks of 32 KB, fp32 2 of 64 KB. The fallback is bound by its single loads.
 template <class T, bool kVector>
 inline constexpr int whole_tiles_per_sm = sizeof(T) == 2 && kVector ? 3 : 2;

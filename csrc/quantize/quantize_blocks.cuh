@@ -48,7 +48,7 @@ HOPPER_DEVICE void store_block_transposed(const BlockParams& p, const BlockShare
 }
 
 template <class T, bool kTransposed, bool kVector>
-QUANTIZE_KERNEL(kThreads, (whole_tiles_per_sm<T, kVector>)) quantize_blocks_kernel(const BlockParams p) {
+HOPPER_KERNEL_BLOCKS(kThreads, (whole_tiles_per_sm<T, kVector>)) quantize_blocks_kernel(const BlockParams p) {
   auto& shared = *reinterpret_cast<BlockShared*>(hopper::dynamic_smem());
   const BlockIndex block(p);
   const Window window = block.window(p);

@@ -81,7 +81,7 @@ template <class T>
 using Values = std::conditional_t<sizeof(T) == 1, DecodedPatch, Patch<T>>;
 
 template <class T, bool kWithRows, bool kVector>
-QUANTIZE_KERNEL(kThreads, (whole_tiles_per_sm<T, kVector>)) quantize_columns_kernel(const ColumnParams p) {
+HOPPER_KERNEL_BLOCKS(kThreads, (whole_tiles_per_sm<T, kVector>)) quantize_columns_kernel(const ColumnParams p) {
   auto& shared = *reinterpret_cast<ColumnShared*>(hopper::dynamic_smem());
   const int64_t tile = blockIdx.x / p.column_tiles, column = int64_t{blockIdx.x % p.column_tiles} * kTile;
   const Place at;

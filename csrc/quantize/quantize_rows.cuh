@@ -18,7 +18,7 @@ struct RowParams {
 
 // In flight on an SM: 8 blocks of 16 KB for bf16, 5 of 32 KB for fp32.
 template <class T, bool kVector>
-QUANTIZE_KERNEL(kRowThreads, sizeof(T) == 2 && kVector ? 8 : 4) quantize_rows_kernel(const RowParams p) {
+HOPPER_KERNEL_BLOCKS(kRowThreads, sizeof(T) == 2 && kVector ? 8 : 4) quantize_rows_kernel(const RowParams p) {
   const int64_t row = int64_t{blockIdx.x / p.column_tiles} * kRowsOfBlock;
   const int64_t column = int64_t{blockIdx.x % p.column_tiles} * kTile;
   const Window window{row, column, static_cast<int>(p.rows - row < kRowsOfBlock ? p.rows - row : kRowsOfBlock),

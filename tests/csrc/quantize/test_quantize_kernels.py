@@ -161,9 +161,7 @@ def test_groups(kernels, name, dtype, layout):
     kernels(lambda x, o: quant.quantize_1x128_128x1(x, offsets=o), x, offsets)
 
 
-@pytest.mark.parametrize(
-    "offsets", [[0, 900], [-200, 128], [250, 2**31 - 1], [300, 100, 500, 0], [-(2**31), 5]]
-)
+@pytest.mark.parametrize("offsets", [[0, 900], [-200, 128], [250, 2**31 - 1]])
 def test_wrong_offsets_never_leave_the_tensors(kernels, offsets):
     # Nobody checks the offsets' values; `checked` reports any access outside, the others must at least end.
     x = on(random_tensor(7, 300, 48), kernels.device)
