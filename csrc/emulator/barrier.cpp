@@ -74,6 +74,25 @@ void barrier_arrive(uint32_t id, uint32_t threads, Site site) {
   arrive(id, threads, false, site);
 }
 
+namespace {
+
+void complete_if_due(Cluster& c) {
+  World& w = world();
+  if (c.arrived < c.expected) return;
+  c.arrived = 0;
+  ++c.generation;
+  c.released = w.checking ? c.release.take() : ClockRef();
+  ++w.progress;
+  std::vector<Thread*> waiting;
+  waiting.swap(c.waiting);
+  for (Thread* other : waiting) {
+    w.acquire(other, c.released);
+    w.make_ready(other);
+  }
+}
+
+}  // namespace
+
 void cluster_arrive(bool release, Site site) {
   if (dropped_here("cluster_arrive", site)) return;
   World& w = world();
@@ -88,16 +107,17 @@ void cluster_arrive(bool release, Site site) {
   if (release) drain_before_release(t);
   if (w.checking && release) c.release.add(w.stamp(t), t->block->actors);
   ++w.progress;
-  if (++c.arrived < c.expected) return;
-  c.arrived = 0;
-  ++c.generation;
-  c.released = w.checking ? c.release.take() : ClockRef();
-  std::vector<Thread*> waiting;
-  waiting.swap(c.waiting);
-  for (Thread* other : waiting) {
-    w.acquire(other, c.released);
-    w.make_ready(other);
-  }
+  ++c.arrived;
+  complete_if_due(c);
+}
+
+// PTX ISA "barrier.cluster": it waits for all non-exited threads.
+void cluster_thread_ends(Thread* t) {
+  Cluster& c = *t->block->cluster;
+  --c.expected;
+  auto it = c.arrived_generation.find(t);
+  if (it != c.arrived_generation.end() && it->second == c.generation + 1) --c.arrived;
+  if (c.arrived > 0) complete_if_due(c);
 }
 
 void cluster_wait(Site site) {
@@ -117,7 +137,6 @@ void cluster_wait(Site site) {
     w.acquire(t, c.released);
   }
 }
-
 void* map_shared(const void* p, uint32_t rank, Site site) {
   World& w = world();
   Block* b = w.current->block;
@@ -154,6 +173,7 @@ void set_max_registers(bool increase, uint32_t count, Site site) {
   while (delta > b->free_registers) w.poll(site);  // waits until others have given theirs back
   b->free_registers -= delta;
   t->registers = count;
+  t->registers_site = site;
   ++w.progress;
 }
 

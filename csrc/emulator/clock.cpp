@@ -47,7 +47,7 @@ BlockClock& writable(Clock& c, uint32_t block, uint32_t actors) {
 
 // A small direct-mapped memo. Keys hold references, so that an address is never reused while it is a key.
 struct JoinMemo { ClockRef a, b, result; };
-struct EntryMemo { ClockRef a; Epoch e; ClockRef result; };
+struct EntryMemo { ClockRef a; Epoch e; bool async = false; ClockRef result; };
 struct FenceMemo { ClockRef a, result; };
 std::array<JoinMemo, 512> joins;
 std::array<EntryMemo, 512> entries;
@@ -98,21 +98,21 @@ ClockRef join(const ClockRef& a, const ClockRef& b) {
   return memo.result;
 }
 
-ClockRef with_entry(const ClockRef& a, const Epoch& e, uint32_t actors) {
+ClockRef with_entry(const ClockRef& a, const Epoch& e, uint32_t actors, bool async) {
   EntryMemo& memo = entries[hash(a.get(), e.block * 31ull + e.actor * 1000003ull + e.time * 7919ull) % entries.size()];
-  if (memo.result && memo.a == a && memo.e.block == e.block && memo.e.actor == e.actor && memo.e.time == e.time)
+  if (memo.result && memo.a == a && memo.async == async && memo.e.block == e.block && memo.e.actor == e.actor && memo.e.time == e.time)
     return memo.result;
   ClockRef r;
   const BlockClock* part = a ? a->find(e.block) : nullptr;
-  if (part && part->generic[e.actor] >= e.time && part->async[e.actor] >= e.time) {
+  if (part && part->generic[e.actor] >= e.time && (!async || part->async[e.actor] >= e.time)) {
     r = a;
   } else {
     r = copy(a);
     BlockClock& entries = writable(*r, e.block, actors);
     entries.generic[e.actor] = std::max(entries.generic[e.actor], e.time);
-    entries.async[e.actor] = std::max(entries.async[e.actor], e.time);
+    if (async) entries.async[e.actor] = std::max(entries.async[e.actor], e.time);
   }
-  memo = {a, e, r};
+  memo = {a, e, async, r};
   return r;
 }
 
@@ -148,7 +148,7 @@ void Release::add(const Stamp& s, uint32_t actors) {
   own_.push_back({s.self, s.async_time, actors});
 }
 
-void Release::add_entry(const Epoch& e, uint32_t actors) { own_.push_back({e, e.time, actors}); }
+void Release::add_entry(const Epoch& e, uint32_t actors, bool async) { own_.push_back({e, async ? e.time : 0, actors}); }
 
 void Release::add_clock(const ClockRef& c) { seen_ = join(seen_, c); }
 

@@ -79,7 +79,8 @@ struct Stamp {
 class Release {
  public:
   void add(const Stamp&, uint32_t actors);
-  void add_entry(const Epoch&, uint32_t actors);   // only this moment (a TMA's bytes), nothing it has seen
+  // Only this moment (a TMA's bytes), nothing it has seen. `async`: and it is visible to the async proxy.
+  void add_entry(const Epoch&, uint32_t actors, bool async = true);
   void add_clock(const ClockRef&);
   ClockRef take();                                 // and start anew
   bool empty() const { return !seen_ && own_.empty(); }
@@ -91,7 +92,7 @@ class Release {
 };
 
 ClockRef join(const ClockRef&, const ClockRef&);                               // memoised
-ClockRef with_entry(const ClockRef&, const Epoch&, uint32_t actors);           // memoised
+ClockRef with_entry(const ClockRef&, const Epoch&, uint32_t actors, bool async);   // memoised
 ClockRef with_async_visible(const ClockRef&);                                  // fence.proxy.async; memoised
 ClockRef with_finished(const ClockRef&, uint32_t rank, uint32_t grid);
 void forget_clocks();                                                          // drop the memo at the end of a run

@@ -40,7 +40,7 @@ std::shared_ptr<T> begin(const char* what, Site site) {
   Thread* t = w.current;
   auto op = std::make_shared<T>();
   op->block = t->block;
-  op->stamp = w.peek(t);
+  op->stamp = w.stamp(t);   // what the thread does from now on is not before the operation
   op->site = site;
   op->what = what;
   op->epoch = w.take_slot(t);
@@ -174,7 +174,9 @@ struct Store : Copy {
     wake(Wait::bulk);
   }
   void put(uint8_t* target, const uint8_t* from, uint32_t bytes) {
-    access(target, bytes, accessing(true));
+    Access a = accessing(true);
+    if (reduces) a.kind = Kind::reduction;   // relaxed, of gpu scope: several may meet (PTX ISA: cp.reduce.async.bulk)
+    access(target, bytes, a);
     if (reduces)
       reduce_elements(op, element, target, from, bytes, subnormals);
     else
@@ -351,9 +353,13 @@ void bulk_wait(uint32_t pending, bool read_only, Site site) {
       if (!read_only) e.time += 1;
       w.observe(t, e);
     }
+  if (t->bulk_groups.size() > pending) t->bulk_groups_read = std::max<uint32_t>(t->bulk_groups_read, t->bulk_groups.size() - pending);
   // A group whose sources are read still has writes in flight: a later bulk_wait must find it.
   if (!read_only)
-    while (t->bulk_groups.size() > pending) t->bulk_groups.pop_front();
+    while (t->bulk_groups.size() > pending) {
+      t->bulk_groups.pop_front();
+      t->bulk_groups_read -= t->bulk_groups_read > 0;
+    }
 }
 
 // ---- cp.async ---------------------------------------------------------------------------------------------------
@@ -431,7 +437,8 @@ void cp_async_wait(uint32_t pending, Site site) {
   };
   while (!done()) w.wait(Wait::cp_async, t, pending, site);
   while (t->cp_async_groups.size() > pending) {
-    for (const Operation& op : t->cp_async_groups.front()) w.observe(t, op->epoch);
+    // Its writes are of the generic proxy: wgmma and TMA need a fence_proxy_async after this (PTX ISA: "Async proxy").
+    for (const Operation& op : t->cp_async_groups.front()) w.observe(t, op->epoch, false);
     t->cp_async_groups.pop_front();
   }
 }

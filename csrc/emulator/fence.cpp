@@ -26,9 +26,10 @@ void fence(Order order, Scope scope, Site site) {
     report("memory.order", site, "a fence is acq_rel (or sc)");
   drain_before_release(t);
   if (!w.checking) return;
-  // Acquire: what relaxed loads have seen so far, as far as the scopes reach.
-  for (auto& [clock, of] : t->relaxed_loads)
-    if (static_cast<int>(scope) >= static_cast<int>(of) || true) w.acquire(t, clock);
+  // Acquire: what relaxed loads have seen so far, where this fence's scope includes the one who released (PTX ISA:
+  // "Morally strong operations").
+  for (auto& [clock, needed] : t->relaxed_loads)
+    if (scope >= needed) w.acquire(t, clock);
   t->relaxed_loads.clear();
   // Release: later relaxed stores carry this moment.
   Release r;

@@ -8,7 +8,11 @@ MbarrierState* find_mbarrier(const void* p, Site site, const char* what) {
   World& w = world();
   Block* b = w.block_of(p);
   if (!b) {
-    report("mbarrier.misuse", site, std::string(what) + " of an mbarrier at " + place(p) + ": not shared memory of a running block");
+    if (w.ended_block_of(p))
+      report("smem.dead_block", site, std::string(what) + " of an mbarrier of a block that has ended: a cluster barrier must keep it alive "
+             "(PTX ISA: Distributed shared memory)");
+    else
+      report("mbarrier.misuse", site, std::string(what) + " of an mbarrier at " + place(p) + ": not shared memory of a running block");
     w.stop();
   }
   auto it = b->mbarriers.find(w.shared_offset(p));
@@ -59,6 +63,16 @@ void count_arrivals(MbarrierState& m, uint32_t count, Site site) {
   m.pending -= count;
 }
 
+// Waiting for another CTA's barrier does not exist (PTX ISA: mbarrier.test_wait, "shared::cta").
+MbarrierState& own_mbarrier(const void* p, Site site, const char* what) {
+  MbarrierState& m = *find_mbarrier(p, site, what);
+  if (m.block != me()->block) {
+    report("mbarrier.misuse", site, std::string(what) + " of the mbarrier at " + place(p) + ": only arrivals reach another CTA's barrier");
+    world().stop();
+  }
+  return m;
+}
+
 }  // namespace
 
 uint64_t mbarrier_phase(const MbarrierState& m) { return m.phase; }
@@ -94,6 +108,7 @@ void mbarrier_arrive(Mbarrier* p, uint32_t count, Site site) {
   World& w = world();
   MbarrierState& m = *find_mbarrier(p, site, "arrive");
   drain_before_release(w.current);
+  if (m.block != w.current->block) m.block->touched(w.peek(w.current).self, site, "its arrival");
   if (w.checking) m.release.add(w.stamp(w.current), w.current->block->actors);
   count_arrivals(m, count, site);
   ++w.progress;
@@ -102,7 +117,7 @@ void mbarrier_arrive(Mbarrier* p, uint32_t count, Site site) {
 
 void mbarrier_expect_tx(Mbarrier* p, uint32_t bytes, Site site) {
   if (dropped_here("mbarrier_expect_tx", site)) return;
-  MbarrierState& m = *find_mbarrier(p, site, "expect_tx");
+  MbarrierState& m = own_mbarrier(p, site, "expect_tx");
   m.tx += bytes;
   ++world().progress;
 }
@@ -114,7 +129,7 @@ void mbarrier_arrive_expect_tx(Mbarrier* p, uint32_t bytes, Site site) {
 
 bool mbarrier_test_wait(Mbarrier* p, uint32_t parity, Site site) {
   World& w = world();
-  MbarrierState& m = *find_mbarrier(p, site, "test_wait");
+  MbarrierState& m = own_mbarrier(p, site, "test_wait");
   if ((m.phase & 1) != (parity & 1)) {
     w.acquire(w.current, m.released);
     return true;
@@ -126,7 +141,7 @@ bool mbarrier_test_wait(Mbarrier* p, uint32_t parity, Site site) {
 void mbarrier_wait(Mbarrier* p, uint32_t parity, Site site) {
   if (dropped_here("mbarrier_wait", site)) return;
   World& w = world();
-  MbarrierState& m = *find_mbarrier(p, site, "wait");
+  MbarrierState& m = own_mbarrier(p, site, "wait");
   if ((m.phase & 1) != (parity & 1)) {
     w.acquire(w.current, m.released);
     return;
@@ -143,8 +158,13 @@ void mbarrier_complete_tx(MbarrierState& m, uint32_t bytes, const Epoch& e, uint
 
 void mbarrier_arrive_by_operation(MbarrierState& m, const std::vector<Epoch>& moments, uint32_t actors) {
   if (world().checking)
-    for (const Epoch& e : moments) m.release.add_entry(e, actors);
-  if (m.pending) --m.pending;
+    for (const Epoch& e : moments) m.release.add_entry(e, actors, false);
+  if (m.pending == 0) {
+    world().hazard("mbarrier.misuse", "cp.async arrive" + at(m.init_site), "a cp.async arrival comes to an mbarrier (init " + at(m.init_site) +
+                   ") that expects no more in this phase: with no_increment each thread's arrival must be counted by mbarrier_init");
+    return;
+  }
+  --m.pending;
   complete_if_due(m);
 }
 

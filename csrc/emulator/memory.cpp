@@ -4,6 +4,7 @@
 // overtake the data it announces, unless a release (a release store, a fence, an arrive, a barrier) stands between. A
 // release drains every buffered store that happens before it, its own thread's and those it has observed. Loads see
 // their own thread's stores, and those that happen before them.
+#include <algorithm>
 #include <cstring>
 
 #include "reduction.h"
@@ -37,15 +38,13 @@ bool happens_before(const Epoch& e, const Thread* t) {
   return part && part->generic[e.actor] >= e.time;
 }
 
-// Whether a release of this scope by one is seen by an acquire of that scope by another (PTX ISA: "Scope").
-bool reaches(Scope scope, const Flag& flag, const Thread* reader) {
+// The narrowest scope that includes both the one who released and the reader. A release and an acquire synchronise only
+// if both name at least this (PTX ISA: "Scope", "Morally strong operations").
+Scope needed_scope(const Flag& flag, const Thread* reader) {
   const Block* b = reader->block;
-  switch (scope) {
-    case Scope::cta: return flag.block == b->uid;
-    case Scope::cluster: return flag.block == b->uid || flag.cluster == b->cluster->block[0]->uid;
-    case Scope::gpu: return flag.rank == b->grid->rank;
-    default: return true;
-  }
+  if (flag.block == b->uid) return Scope::cta;
+  if (flag.cluster == b->cluster->block[0]->uid) return Scope::cluster;
+  return flag.rank == b->grid->rank ? Scope::gpu : Scope::sys;
 }
 
 Flag& flag_at(const void* p) { return world().flags[reinterpret_cast<uintptr_t>(p)]; }
@@ -95,11 +94,12 @@ void acquire_from(const void* p, Order order, Scope scope, Thread* t) {
   auto it = w.flags.find(reinterpret_cast<uintptr_t>(p));
   if (it == w.flags.end() || !it->second.clock) return;
   const Flag& f = it->second;
-  if (!reaches(f.scope, f, t)) return;       // released for a narrower circle than the reader stands in
+  const Scope needed = needed_scope(f, t);
+  if (f.scope < needed || scope < needed) return;   // released, or read, for a narrower circle
   if (order == Order::acquire || order == Order::acq_rel) {
-    if (reaches(scope, f, t)) w.acquire(t, f.clock);
-  } else {
-    t->relaxed_loads.emplace_back(f.clock, scope);
+    w.acquire(t, f.clock);
+  } else if (t->relaxed_loads.empty() || !(t->relaxed_loads.back().first == f.clock)) {
+    t->relaxed_loads.emplace_back(f.clock, needed);
   }
 }
 
@@ -161,7 +161,7 @@ void store(void* p, const void* value, uint32_t size, Order order, Scope scope, 
     clock = release_clock(t);
   } else if (order == Order::relaxed && t->fence_clock) {
     clock = t->fence_clock;
-    scope = t->fence_scope;
+    scope = std::min(scope, t->fence_scope);   // both must include the reader
   }
   record(p, size, true, order, site, "store");
   if (!w.checking || order == Order::release) {
@@ -200,7 +200,7 @@ void read_modify_write(void* p, uint32_t size, Order order, Scope scope, Site si
   ++w.progress;
   const bool releases = order == Order::release || order == Order::acq_rel;
   ClockRef clock = releases ? release_clock(t) : t->fence_clock;
-  const Scope of = releases ? scope : t->fence_scope;
+  const Scope of = releases ? scope : std::min(scope, t->fence_scope);
   for (auto& weak : buffered)   // an atomic acts on memory: earlier stores to the place, whoever made them, come first
     if (auto s = weak.lock(); s && !s->finished && overlaps(*s, p, size)) w.finish_now(s);
   record(p, size, true, Order::relaxed, site, "atomic");

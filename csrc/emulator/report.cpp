@@ -33,6 +33,8 @@ std::string hex(uint64_t v) {
 
 std::string at(Site s) { return s.file && *s.file ? base_name(s.file) + ":" + std::to_string(s.line) : "?"; }
 
+std::string place_of_block(const Block* b) { return index_text(b->index); }
+
 std::string where(const Thread* t) {
   return rank_text(t->block->grid->rank) + "block " + index_text(t->block->index) + " warp " + std::to_string(t->identity.warp) +
          " lane " + std::to_string(t->identity.lane);

@@ -83,6 +83,7 @@ bool before(const Epoch& e, const Access& a, bool async_half) {
 
 const char* verb(bool write, Kind kind) {
   if (kind == Kind::atomic) return "atomic access";
+  if (kind == Kind::reduction) return "reduction";
   return write ? "write" : "read";
 }
 
@@ -160,6 +161,7 @@ void access(const void* pointer, size_t bytes, const Access& a) {
                  std::to_string(b->smem_end - kSmemStart) + " bytes of shared memory");
       return;
     }
+    if (b->uid != a.who.block) b->touched(a.who, a.site, a.what && *a.what ? a.what : "its access");
     cells = window_cells(b->window_slot);
     origin = reinterpret_cast<uintptr_t>(b->window);
     shared = true;
@@ -182,7 +184,9 @@ void access(const void* pointer, size_t bytes, const Access& a) {
     cells = buffer_cells(*b);
     origin = b->begin / 4 * 4;
   }
-  const bool is_async = a.kind == Kind::async;
+  const auto asynchronous = [](Kind k) { return k == Kind::async || k == Kind::reduction; };
+  const auto atomic = [](Kind k) { return k == Kind::atomic || k == Kind::reduction; };
+  const bool is_async = asynchronous(a.kind);
   Epoch checked{};             // runs of cells have one writer: look its order up once
   bool checked_half = false, checked_ok = true;
   auto ordered = [&](const Epoch& e, bool half) {
@@ -199,9 +203,9 @@ void access(const void* pointer, size_t bytes, const Access& a) {
     const auto mask = static_cast<uint8_t>(((1u << (stop - word)) - 1) & ~((1u << (p - word)) - 1));
     Cell& c = cells[(word - origin) / 4];
     if (c.write.block && (c.write_mask & mask)) {
-      const bool both_atomic = a.kind == Kind::atomic && static_cast<Kind>(c.kind) == Kind::atomic;
+      const bool both_atomic = atomic(a.kind) && atomic(static_cast<Kind>(c.kind));
       if (!both_atomic) {
-        const bool half = is_async && static_cast<Kind>(c.kind) != Kind::async;
+        const bool half = is_async && !asynchronous(static_cast<Kind>(c.kind));
         if (!ordered(c.write, half)) {
           const bool only_proxy = half && before(c.write, a, false);
           race(a, my_source, reinterpret_cast<void*>(p), c.write, c.write_source, true, static_cast<Kind>(c.kind), only_proxy);
@@ -212,7 +216,7 @@ void access(const void* pointer, size_t bytes, const Access& a) {
       for (int r = 0; r < 2; ++r) {
         Cell::Reader& reader = c.reader[r];
         if (!reader.epoch.block || !(c.reader_mask[r] & mask)) continue;
-        if (a.kind == Kind::atomic && (c.reader_atomic >> r & 1)) continue;
+        if (atomic(a.kind) && (c.reader_atomic >> r & 1)) continue;
         if (!ordered(reader.epoch, false))
           race(a, my_source, reinterpret_cast<void*>(p), reader.epoch, reader.source, false, Kind::generic, false);
         c.reader_mask[r] &= static_cast<uint8_t>(~mask);

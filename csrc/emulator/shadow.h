@@ -8,7 +8,7 @@
 
 namespace emulator {
 
-enum class Kind : uint8_t { generic, async, atomic };
+enum class Kind : uint8_t { generic, async, atomic, reduction };   // reduction: an atomic of the async proxy
 
 struct Access {
   Epoch who;                 // recorded in the cells

@@ -135,13 +135,14 @@ void log_wgmma(const WgmmaShape& shape, float* d, const uint32_t* a_words, uint6
   }
   op.tile = tile;
   ++tile->uses[lane];
+  if (a_words && w.checking) t->wgmma_a.emplace_back(reinterpret_cast<uintptr_t>(a_words), sequence);
   if (a_words)
     for (uint32_t word = 0; word < 4; ++word)
       for (uint32_t b = 0; b < 4; ++b) {
         const Place p = a_register_place(lane, word, b);
         op.a_values[p.row * 32 + p.column] = static_cast<uint8_t>(a_words[word] >> (8 * b));
       }
-  if (w.checking) op.stamps[lane] = w.peek(t);
+  if (w.checking) op.stamps[lane] = w.stamp(t);
   t->wgmma_open.push_back({sequence, tile, op.epoch});
   ++w.statistics.wgmma;
   if (++op.logged == 128) {
@@ -244,6 +245,7 @@ void wgmma_wait(uint32_t pending, Site site) {
       give_back(t, *p.tile);
       w.observe(t, p.epoch);
     }
+    for (const PlannedWgmma& p : t->wgmma_groups.front()) std::erase_if(t->wgmma_a, [&](const auto& a) { return a.second == p.sequence; });
     t->wgmma_groups.pop_front();
   }
   // Registers may now be written by others: the next accumulators need a fence again.
@@ -256,8 +258,13 @@ void wgmma_wait(uint32_t pending, Site site) {
 }
 
 // Whether an address is a register that the tensor core owns now; for the instrumented build.
-bool owned_register(const Thread* t, uintptr_t address) {
+bool owned_register(const Thread* t, uintptr_t address, bool write) {
   if (t->wgmma_open.empty() && t->wgmma_groups.empty()) return false;
+  // A's words may be read, not written; a block-scoped array that ends before the wait hands its place to others, so that
+  // kernels keep the array until then.
+  if (write)
+    for (auto [words, sequence] : t->wgmma_a)
+      if (address - words < 16) return true;
   const uint32_t lane = t->actor % 128;
   for (const auto& tile : t->warp->group->tiles) {
     const auto r = reinterpret_cast<uintptr_t>(tile->registers[lane]);

@@ -228,20 +228,49 @@ void World::end_thread(Thread* t) {
   if (!t->wgmma_open.empty() || !t->wgmma_groups.empty())
     report("wgmma.unfinished", t->wait_site, "ends while a wgmma is in flight: its results were never waited for "
            "(wgmma_wait<0> before the end; PTX ISA: wgmma.wait_group)");
-  for (const auto& group : t->bulk_groups)
-    for (const Operation& op : group)
-      if (!op->sources_read)
-        report("bulk.unread_at_exit", op->site, "its thread ends while the bulk store still reads shared memory (bulk_wait_read "
-               "before the end; PTX ISA: cp.async.bulk.wait_group)");
+  // That the engine happens to have read already does not count: the thread has not waited.
+  for (size_t g = t->bulk_groups_read; g < t->bulk_groups.size(); ++g)
+    for (const Operation& op : t->bulk_groups[g])
+      report("bulk.unread_at_exit", op->site, "its thread ends while the bulk store may still read shared memory (bulk_wait_read "
+             "before the end; PTX ISA: cp.async.bulk.wait_group)");
   if (!t->bulk_open.empty())
     report("bulk.uncommitted", t->bulk_open.front()->site, "a bulk store was issued and never committed (bulk_commit)");
-  if (checking && t->seen) b->grid->end.add_clock(t->seen);
+  if (checking && !b->remote_touches.empty()) b->seen_at_end = join(b->seen_at_end, t->seen);
+  cluster_thread_ends(t);
   if (--b->live == 0) end_block(b);
   // A barrier may now be complete without this thread; hardware counts arrivals only, so nothing to do there.
 }
 
+void Block::touched(const Epoch& who, Site site, const char* what) {
+  remote_touches[uint64_t{who.block} << 32 | who.actor] = {who, site, what};
+}
+
+// Another CTA's access to this one's memory must be ordered before the end, by a cluster barrier or by a wait for what the
+// access announces; that it happened to come earlier in this run does not count (PTX ISA: "Distributed shared memory").
+static void check_remote_touches(World& w, Block* b) {
+  if (b->remote_touches.empty() || !w.rule("smem.dead_block")) return;
+  const Clock* seen = b->seen_at_end.get();
+  for (const auto& [key, touch] : b->remote_touches) {
+    const BlockClock* part = seen ? seen->find(touch.who.block) : nullptr;
+    if (part && part->generic[touch.who.actor] >= touch.who.time) continue;
+    w.hazard("smem.dead_block", "end" + at(touch.site), where(touch.who) + " at " + at(touch.site) + ": " + touch.what +
+             " reaches block " + place_of_block(b) + ", whose end is not ordered after it: a cluster barrier before the end would do it "
+             "(PTX ISA: Distributed shared memory)");
+  }
+}
+
 void World::end_block(Block* b) {
   Grid& grid = *b->grid;
+  check_remote_touches(*this, b);
+  for (size_t g = 0; g < b->warpgroup.size(); ++g)
+    for (size_t t = g * 128; t < std::min<size_t>((g + 1) * 128, b->thread.size()); ++t)
+      if (b->thread[t]->registers != b->thread[g * 128]->registers) {
+        hazard("registers", "registers of a warpgroup " + at(b->thread[t]->registers_site) + at(b->thread[g * 128]->registers_site),
+               where(b->thread[t]) + " ends with a budget of " + std::to_string(b->thread[t]->registers) + " registers, the first thread of its "
+               "warpgroup with " + std::to_string(b->thread[g * 128]->registers) + ": all four warps execute the same setmaxnreg (last at " +
+               at(b->thread[t]->registers_site) + " and " + at(b->thread[g * 128]->registers_site) + "; PTX ISA: setmaxnreg)");
+        break;
+      }
   if (!b->dependents_launched) {
     b->dependents_launched = true;
     ++grid.launched_dependents;
@@ -251,7 +280,11 @@ void World::end_block(Block* b) {
     if (m.initialised && m.tx != 0)
       report("mbarrier.unbalanced", m.init_site, "the block ends with tx-count " + std::to_string(m.tx) + " in the mbarrier at " +
              place(b->window + address) + ": bytes expected and bytes copied differ");
-  ++grid.finished_blocks;
+  if (++grid.finished_blocks == grid.blocks)   // a grid is complete when its bulk stores are
+    for (size_t i = 0; i < pending.size(); ++i) {
+      const Operation op = pending[i];
+      if (info[op->epoch.block].rank == grid.rank && info[op->epoch.block].grid_sequence == grid.sequence) finish_now(op);
+    }
   Cluster* c = b->cluster;
   c->live -= b->threads;
   if (c->live == 0) --resident;
@@ -457,6 +490,8 @@ void World::run() {
       fatal = true;
     }
   }
+  if (fatal && reports.empty())
+    reports.push_back("[stopped] the kernel could not go on, and the rule that says why is switched off (Options::off)\n");
   run_all_pending_after_end();
   statistics.seconds = seconds();
   statistics_of_last = statistics;
@@ -579,8 +614,8 @@ void World::release_slot(Block* b, const Epoch& e) {
   --b->slot_busy[s];
 }
 
-void World::observe(Thread* t, const Epoch& e) {
-  if (checking) t->seen = with_entry(t->seen, e, info[e.block].threads + kAsyncSlots);
+void World::observe(Thread* t, const Epoch& e, bool async) {
+  if (checking) t->seen = with_entry(t->seen, e, info[e.block].threads + kAsyncSlots, async);
 }
 
 Block* World::block_of(const void* p) const {
@@ -588,6 +623,13 @@ Block* World::block_of(const void* p) const {
   if (off >= kMaxWindows * kWindowBytes) return nullptr;
   Block* b = window_owner[off / kWindowBytes];
   return b && b->life == Life::running ? b : nullptr;
+}
+
+Block* World::ended_block_of(const void* p) const {
+  const auto off = static_cast<size_t>(static_cast<const uint8_t*>(p) - window_region());
+  if (off >= kMaxWindows * kWindowBytes) return nullptr;
+  Block* b = window_owner[off / kWindowBytes];
+  return b && b->life == Life::finished ? b : nullptr;
 }
 
 uint32_t World::shared_offset(const void* p) const {

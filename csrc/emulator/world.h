@@ -94,19 +94,22 @@ struct Thread {
   uint32_t time = 1, async_time = 0;
   ClockRef fence_clock;                  // at the last fence: later relaxed stores release it
   Scope fence_scope = Scope::cta;
-  std::vector<std::pair<ClockRef, Scope>> relaxed_loads;   // to be acquired by the next fence
+  std::vector<std::pair<ClockRef, Scope>> relaxed_loads;   // to be acquired by a fence of at least this scope
 
   uint32_t result = 0;                   // of the last warp collective
   uint32_t registers = 0;                // setmaxnreg
+  Site registers_site;
 
   // wgmma: sequence numbers of the warpgroup's log that this thread has issued
   bool wgmma_fenced = false;
+  std::vector<std::pair<uintptr_t, uint64_t>> wgmma_a;     // A in registers: four words from here, until that wgmma is waited for
   uint64_t wgmma_next = 0;
   std::vector<PlannedWgmma> wgmma_open;                    // issued, not committed
   std::deque<std::vector<PlannedWgmma>> wgmma_groups;      // committed, not waited for
 
   std::vector<Operation> bulk_open, cp_async_open;
   std::deque<std::vector<Operation>> bulk_groups, cp_async_groups;
+  uint32_t bulk_groups_read = 0;         // of the oldest bulk_groups: those whose sources the thread knows to be read
   uint32_t stores_buffered = 0;
 
   uint64_t priority = 0;                 // pct
@@ -154,6 +157,13 @@ struct MbarrierState {
   Epoch init_epoch;
 };
 
+// What another block of the cluster last did to this one's shared memory; it must be before this block's end.
+struct RemoteTouch {
+  Epoch who;
+  Site site;
+  const char* what;
+};
+
 enum class Life : uint8_t { waiting, running, finished };
 
 struct Block {
@@ -177,6 +187,9 @@ struct Block {
   uint32_t next_slot = 0;
   int64_t free_registers = 0;
   bool dependents_launched = false;
+  std::unordered_map<uint64_t, RemoteTouch> remote_touches;   // by actor
+  ClockRef seen_at_end;                                       // by its threads
+  void touched(const Epoch& who, Site, const char* what);
 };
 
 struct Cluster {
@@ -198,7 +211,6 @@ struct Grid {
   int rank = 0;
   uint32_t sequence = 0;                 // of its rank, from 1
   uint64_t next_block = 0, blocks = 0, finished_blocks = 0, launched_dependents = 0;
-  Release end;                           // what its threads had seen at their exit
   bool finished() const { return finished_blocks == blocks; }
 };
 
@@ -262,13 +274,14 @@ class World {
   // slots of asynchronous operations
   Epoch take_slot(Thread*);
   void release_slot(Block*, const Epoch&);
-  void observe(Thread*, const Epoch&);                          // the thread has waited for this moment
+  void observe(Thread*, const Epoch&, bool async = true);       // the thread has waited for this moment
   Stamp stamp(Thread*);                                         // and its time moves on
   Stamp peek(const Thread*) const;
   void acquire(Thread*, const ClockRef&);
 
   // lookups
   Block* block_of(const void* smem) const;                      // null: not in a live window
+  Block* ended_block_of(const void* smem) const;                // its window is still there
   uint32_t shared_offset(const void* smem) const;               // from its window
   Buffer* buffer_of(uintptr_t);
   bool rule(const char* name) const { return checking && !options.off.count(name); }
@@ -317,6 +330,7 @@ inline Thread* me() { return world().current; }
 bool dropped_here(const char* kind, Site);
 std::string where(const Thread*);                       // "block (1,0,0) warp 3 lane 7"
 std::string where(const Epoch&);                        // an actor of the past, or an operation's slot
+std::string place_of_block(const Block*);               // "(1,0,0)"
 std::string at(Site);                                   // "fp8_gemm.cuh:67"
 std::string place(const void*);                         // "shared memory +0x1c00", "buffer 'a' +0x40"
 void report(const char* rule, Site, const std::string& text);   // text after "rank/block/warp at file:line"
@@ -327,6 +341,9 @@ MbarrierState* find_mbarrier(const void*, Site, const char* what);
 void mbarrier_complete_tx(MbarrierState&, uint32_t bytes, const Epoch&, uint32_t actors);
 void mbarrier_arrive_by_operation(MbarrierState&, const std::vector<Epoch>&, uint32_t actors);
 uint64_t mbarrier_phase(const MbarrierState&);
+
+// The cluster barrier waits for the threads that are left.
+void cluster_thread_ends(Thread*);
 
 // store buffers
 void drain_before_release(Thread*);

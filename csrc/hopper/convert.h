@@ -39,7 +39,7 @@ inline float to_float(e4m3 x) {
   return bits_float(sign | ((code + ((127 - 7) << 3)) << 20));
 }
 
-// Two values, the first in the low half.
+// Several values, the first in the lowest bits.
 inline uint16_t to_e4m3x2(float low, float high) {
   return static_cast<uint16_t>(to_e4m3(low).bits | to_e4m3(high).bits << 8);
 }
@@ -65,15 +65,36 @@ HOPPER_DEVICE bf16 to_bf16(float x) {
   return y;
 }
 HOPPER_DEVICE e4m3 to_e4m3(float x) { return {static_cast<uint8_t>(to_e4m3x2(x, 0.0f))}; }
-HOPPER_DEVICE float to_float(e4m3 x) {
-  // By way of half, which holds every e4m3 value.
-  uint32_t halves;
-  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(static_cast<uint16_t>(x.bits)));
-  float y;
-  asm("{ .reg .b16 low, high; mov.b32 {low, high}, %1; cvt.f32.f16 %0, low; }" : "=f"(y) : "r"(halves));
-  return y;
+#endif
+
+HOPPER_DEVICE uint32_t to_e4m3x4(float x0, float x1, float x2, float x3) {
+  return to_e4m3x2(x0, x1) | static_cast<uint32_t>(to_e4m3x2(x2, x3)) << 16;
 }
 
+// And back: pairs and quadruples as they lie in memory.
+HOPPER_DEVICE float2 bf16x2_to_float2(uint32_t pair) {
+  return {bits_float(pair << 16), bits_float(pair & 0xffff0000)};
+}
+HOPPER_DEVICE float2 e4m3x2_to_float2(uint16_t pair) {
+#ifdef HOPPER_EMULATED
+  return {to_float(e4m3{static_cast<uint8_t>(pair)}), to_float(e4m3{static_cast<uint8_t>(pair >> 8)})};
+#else
+  uint32_t halves;   // every e4m3 value is a half
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(pair));
+  float2 y;
+  asm("{ .reg .b16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high; }"
+      : "=f"(y.x), "=f"(y.y)
+      : "r"(halves));
+  return y;
 #endif
+}
+#ifndef HOPPER_EMULATED
+HOPPER_DEVICE float to_float(e4m3 x) { return e4m3x2_to_float2(x.bits).x; }
+#endif
+HOPPER_DEVICE float4 e4m3x4_to_float4(uint32_t four) {
+  const float2 low = e4m3x2_to_float2(static_cast<uint16_t>(four));
+  const float2 high = e4m3x2_to_float2(static_cast<uint16_t>(four >> 16));
+  return {low.x, low.y, high.x, high.y};
+}
 
 }  // namespace hopper

@@ -1,7 +1,8 @@
-// Fences. PTX ISA: "fence", "fence.proxy.async", "fence.mbarrier_init", "fence.proxy.tensormap".
+// Fences. PTX ISA: "membar, fence" (fence.acq_rel, fence.proxy.async, fence.mbarrier_init, fence.proxy.tensormap).
 #pragma once
 
 #include "address.h"
+#include "text.h"
 
 namespace hopper {
 
@@ -14,7 +15,8 @@ HOPPER_DEVICE void fence_mbarrier_init([[maybe_unused]] Site site = HOPPER_HERE)
 #endif
 }
 
-// Makes this thread's ordinary writes (and all it has observed) visible to TMA, bulk copies and wgmma.
+// Makes this thread's ordinary writes (and all it has observed) visible to TMA, bulk copies and wgmma: each writer
+// executes it, then a barrier, then the copy is issued. Space::shared is this CTA's memory; a peer's needs Space::all.
 template <Space space = Space::shared>
 HOPPER_DEVICE void fence_proxy_async([[maybe_unused]] Site site = HOPPER_HERE) {
 #ifdef HOPPER_EMULATED
@@ -29,16 +31,26 @@ HOPPER_DEVICE void fence_proxy_async([[maybe_unused]] Site site = HOPPER_HERE) {
 #endif
 }
 
-// fence.acq_rel at a scope.
+// fence.acq_rel at a scope: for flags that are written and read relaxed, and several of them at once.
 template <Scope scope>
 HOPPER_DEVICE void fence([[maybe_unused]] Site site = HOPPER_HERE) {
 #ifdef HOPPER_EMULATED
   emulator::fence(Order::acq_rel, scope, site);
 #else
-  if constexpr (scope == Scope::cta) asm volatile("fence.acq_rel.cta;" ::: "memory");
-  if constexpr (scope == Scope::cluster) asm volatile("fence.acq_rel.cluster;" ::: "memory");
-  if constexpr (scope == Scope::gpu) asm volatile("fence.acq_rel.gpu;" ::: "memory");
-  if constexpr (scope == Scope::sys) asm volatile("fence.acq_rel.sys;" ::: "memory");
+  asm volatile("fence.acq_rel.%0;" ::"C"(text::ScopeName<scope>::text) : "memory");
+#endif
+}
+
+// Before TMA uses a map in global memory that was written during this kernel, or since the last use by this SM.
+template <Scope scope>
+HOPPER_DEVICE void fence_proxy_tensormap_acquire([[maybe_unused]] const TensorMap* map,
+                                                 [[maybe_unused]] Site site = HOPPER_HERE) {
+#ifdef HOPPER_EMULATED
+  emulator::fence_proxy_tensormap_acquire(map, scope, site);
+#else
+  asm volatile("fence.proxy.tensormap::generic.acquire.%1 [%0], 128;" ::"l"(map),
+               "C"(text::ScopeName<scope>::text)
+               : "memory");
 #endif
 }
 

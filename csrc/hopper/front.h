@@ -15,6 +15,7 @@
 #include "address.h"
 #include "barrier.h"
 #include "bulk.h"
+#include "cache_hint.h"
 #include "cluster.h"
 #include "convert.h"
 #include "cp_async.h"

@@ -1,4 +1,6 @@
 // Launching a kernel: `launch({grid, block, smem, ...}, kernel, arguments...)`; the only way kernels are started.
+// CUDA runtime: cudaLaunchKernelEx with cluster dimension and programmatic stream serialization. Nothing is allocated
+// and nothing waits, so that a launch can be captured in a graph. A grid without blocks is an error: check before.
 #pragma once
 
 #include <cstddef>
@@ -64,7 +66,11 @@ inline void check(cudaError_t error, const char* what) {
 template <class... Parameters, class... Arguments>
 void launch(const LaunchConfig& config, void (*kernel)(Parameters...), const Arguments&... arguments) {
   if (config.smem_bytes > 48 << 10)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(config.smem_bytes)), config.name);
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(config.smem_bytes)),
+          config.name);
+  if (config.cluster > 8)   // 16 is the most, and not portable
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), config.name);
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t c{};
   c.gridDim = config.grid;

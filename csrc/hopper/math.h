@@ -1,4 +1,5 @@
 // Single IEEE operations that no compiler may fuse or reorder (NUMERICS), and approximations named as such.
+// PTX ISA: "add", "mul", "div", "sqrt", "fma" with .rn; "ex2.approx", "lg2.approx", "rsqrt.approx", "rcp.approx".
 #pragma once
 
 #include <cmath>
@@ -11,8 +12,10 @@ namespace hopper {
 #ifdef HOPPER_EMULATED
 // -ffp-contract=off keeps these single roundings on the host.
 inline float add_rn(float a, float b) { return a + b; }
+inline float sub_rn(float a, float b) { return a - b; }
 inline float mul_rn(float a, float b) { return a * b; }
 inline float div_rn(float a, float b) { return a / b; }
+inline float sqrt_rn(float a) { return std::sqrt(a); }
 inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
 inline uint32_t float_bits(float x) { uint32_t b; std::memcpy(&b, &x, 4); return b; }
 inline float bits_float(uint32_t b) { float x; std::memcpy(&x, &b, 4); return x; }
@@ -23,8 +26,10 @@ inline float rsqrt_approximate(float x) { return 1.0f / std::sqrt(x); }
 inline float reciprocal_approximate(float x) { return 1.0f / x; }
 #else
 HOPPER_DEVICE float add_rn(float a, float b) { return __fadd_rn(a, b); }
+HOPPER_DEVICE float sub_rn(float a, float b) { return __fsub_rn(a, b); }
 HOPPER_DEVICE float mul_rn(float a, float b) { return __fmul_rn(a, b); }
 HOPPER_DEVICE float div_rn(float a, float b) { return __fdiv_rn(a, b); }
+HOPPER_DEVICE float sqrt_rn(float a) { return __fsqrt_rn(a); }
 HOPPER_DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 HOPPER_DEVICE uint32_t float_bits(float x) { return __float_as_uint(x); }
 HOPPER_DEVICE float bits_float(uint32_t b) { return __uint_as_float(b); }

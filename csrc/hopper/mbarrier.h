@@ -1,12 +1,14 @@
-// Barriers in shared memory that count arrivals and bytes. PTX ISA: "mbarrier".
+// Barriers in shared memory that count arrivals and bytes. PTX ISA: "mbarrier.init", "mbarrier.inval",
+// "mbarrier.arrive", "mbarrier.expect_tx", "mbarrier.test_wait, mbarrier.try_wait".
 // A waiter names the parity of the phase it waits for; a fresh barrier is in phase 0, so that parity 1 does not wait.
+// Parity tells neighbours apart only: nobody may fall two phases behind.
 #pragma once
 
 #include "address.h"
 
 namespace hopper {
 
-// One thread; others may use it after fence_mbarrier_init (for TMA and the cluster) and a barrier.
+// One thread; count is 1 to 2^20 - 1. Others may use it after fence_mbarrier_init (for TMA and the cluster) and a barrier.
 HOPPER_DEVICE void mbarrier_init(Mbarrier* b, uint32_t count, [[maybe_unused]] Site site = HOPPER_HERE) {
 #ifdef HOPPER_EMULATED
   emulator::mbarrier_init(b, count, site);
@@ -15,6 +17,7 @@ HOPPER_DEVICE void mbarrier_init(Mbarrier* b, uint32_t count, [[maybe_unused]] S
 #endif
 }
 
+// Before its memory is used for anything else.
 HOPPER_DEVICE void mbarrier_invalidate(Mbarrier* b, [[maybe_unused]] Site site = HOPPER_HERE) {
 #ifdef HOPPER_EMULATED
   emulator::mbarrier_invalidate(b, site);
@@ -23,7 +26,8 @@ HOPPER_DEVICE void mbarrier_invalidate(Mbarrier* b, [[maybe_unused]] Site site =
 #endif
 }
 
-// Releases what this thread did before to those who wait for the phase.
+// Releases what this thread did before to those who wait for the phase (cta scope). For the other lanes of its warp:
+// syncwarp first.
 HOPPER_DEVICE void mbarrier_arrive(Mbarrier* b, uint32_t count = 1, [[maybe_unused]] Site site = HOPPER_HERE) {
 #ifdef HOPPER_EMULATED
   emulator::mbarrier_arrive(b, count, site);
@@ -32,7 +36,8 @@ HOPPER_DEVICE void mbarrier_arrive(Mbarrier* b, uint32_t count = 1, [[maybe_unus
 #endif
 }
 
-// Arrives at the barrier of the same address in another CTA of the cluster (or this one).
+// Arrives at the barrier of the same address in another CTA of the cluster (or this one); release at cluster scope.
+// The peer must have initialised it (cluster barrier) and must still be alive.
 HOPPER_DEVICE void mbarrier_arrive_cluster(Mbarrier* b, uint32_t cta_rank, [[maybe_unused]] Site site = HOPPER_HERE) {
 #ifdef HOPPER_EMULATED
   emulator::mbarrier_arrive(static_cast<Mbarrier*>(emulator::map_shared(b, cta_rank, site)), 1, site);
@@ -45,7 +50,7 @@ HOPPER_DEVICE void mbarrier_arrive_cluster(Mbarrier* b, uint32_t cta_rank, [[may
 #endif
 }
 
-// Announces bytes that copies will complete in this phase, without arriving.
+// Announces bytes that copies will complete in this phase, without arriving: before the phase can complete.
 HOPPER_DEVICE void mbarrier_expect_tx(Mbarrier* b, uint32_t bytes, [[maybe_unused]] Site site = HOPPER_HERE) {
 #ifdef HOPPER_EMULATED
   emulator::mbarrier_expect_tx(b, bytes, site);
@@ -54,6 +59,7 @@ HOPPER_DEVICE void mbarrier_expect_tx(Mbarrier* b, uint32_t bytes, [[maybe_unuse
 #endif
 }
 
+// Both: the usual step of a producer, before its copies.
 HOPPER_DEVICE void mbarrier_arrive_expect_tx(Mbarrier* b, uint32_t bytes, [[maybe_unused]] Site site = HOPPER_HERE) {
 #ifdef HOPPER_EMULATED
   emulator::mbarrier_arrive_expect_tx(b, bytes, site);
@@ -63,31 +69,54 @@ HOPPER_DEVICE void mbarrier_arrive_expect_tx(Mbarrier* b, uint32_t bytes, [[mayb
 #endif
 }
 
-// Whether the phase of this parity is complete; acquires what its arrivals released.
+// Whether the phase of this parity is complete; acquires what its arrivals released. May suspend the thread for a
+// while (try_wait). Scope::cluster is for reading ordinary writes of a peer CTA (it invalidates L1, which costs);
+// bytes that landed by TMA or bulk copies, and stages that a peer has finished reading, need only Scope::cta.
+template <Scope scope = Scope::cta>
 HOPPER_DEVICE bool mbarrier_test_wait(Mbarrier* b, uint32_t parity, [[maybe_unused]] Site site = HOPPER_HERE) {
+  static_assert(scope == Scope::cta || scope == Scope::cluster, "a barrier is shared by a CTA or a cluster");
 #ifdef HOPPER_EMULATED
   return emulator::mbarrier_test_wait(b, parity, site);
 #else
   uint32_t done;
-  asm volatile(
-      "{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-      : "=r"(done)
-      : "r"(shared_address(b)), "r"(parity)
-      : "memory");
+  if constexpr (scope == Scope::cta)
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(done)
+                 : "r"(shared_address(b)), "r"(parity)
+                 : "memory");
+  else
+    asm volatile(
+        "{ .reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; "
+        "selp.u32 %0, 1, 0, p; }"
+        : "=r"(done)
+        : "r"(shared_address(b)), "r"(parity)
+        : "memory");
   return done;
 #endif
 }
 
-// Waits for it. On the device a wait that never ends becomes a trap after about 2^26 suspended tries (minutes), so that a
-// broken pipeline is an error and not a hang.
+// Waits for it. On the device a wait that never ends becomes a trap after 2^26 tries, so that a broken pipeline is an
+// error and not a hang. How long a suspended try lasts is the hardware's choice: minutes, as an estimate.
+template <Scope scope = Scope::cta>
 HOPPER_DEVICE void mbarrier_wait(Mbarrier* b, uint32_t parity, [[maybe_unused]] Site site = HOPPER_HERE) {
 #ifdef HOPPER_EMULATED
   emulator::mbarrier_wait(b, parity, site);
 #else
-  uint32_t tries = 0;
-  while (!mbarrier_test_wait(b, parity)) {
-    if (++tries == (1u << 26)) __trap();
-  }
+  // One asm: with the trap in a C++ loop, ptxas 13.0 spills hundreds of bytes in kernels whose warpgroups change their
+  // register counts (setmaxnreg), as if the largest count were that of the launch (fp8_gemm 128x192, 256x128, 128x256).
+#define HOPPER_WAIT(semantics)                                                                              \
+  asm volatile("{ .reg .pred done, late; .reg .b32 tries; mov.b32 tries, 0;\n"                              \
+               "again: mbarrier.try_wait.parity" semantics ".shared::cta.b64 done, [%0], %1;\n"             \
+               "@done bra out;\n"                                                                           \
+               "add.u32 tries, tries, 1; setp.eq.u32 late, tries, 0x4000000;\n"                             \
+               "@late trap;\n"                                                                              \
+               "bra again;\n"                                                                               \
+               "out: }" ::"r"(shared_address(b)), "r"(parity) : "memory")
+  if constexpr (scope == Scope::cta)
+    HOPPER_WAIT("");
+  else
+    HOPPER_WAIT(".acquire.cluster");
+#undef HOPPER_WAIT
 #endif
 }
 

@@ -19,6 +19,7 @@ HOPPER_DEVICE void wgmma_fence([[maybe_unused]] Site site = HOPPER_HERE) {
 #endif
 }
 
+// What the thread has issued since the last commit becomes a group.
 HOPPER_DEVICE void wgmma_commit([[maybe_unused]] Site site = HOPPER_HERE) {
 #ifdef HOPPER_EMULATED
   emulator::wgmma_commit(site);
@@ -27,7 +28,8 @@ HOPPER_DEVICE void wgmma_commit([[maybe_unused]] Site site = HOPPER_HERE) {
 #endif
 }
 
-// Until at most `pending` committed groups are in flight.
+// Until at most `pending` committed groups are in flight: the accumulators of the others may be read, A in registers
+// and shared memory that they read may be written. Follow it by register_fence of those accumulators.
 template <uint32_t pending>
 HOPPER_DEVICE void wgmma_wait([[maybe_unused]] Site site = HOPPER_HERE) {
 #ifdef HOPPER_EMULATED
@@ -49,12 +51,17 @@ HOPPER_DEVICE void register_fence([[maybe_unused]] float (&d)[count]) {
 
 template <int n, Operand a, Operand b, Major a_major = Major::k, Major b_major = Major::k>
 struct Wgmma {
+  static constexpr bool k8bit = a == Operand::e4m3 || a == Operand::e5m2;
   static_assert(n >= 8 && n <= 256 && n % 8 == 0, "wgmma has n = 8, 16, ... 256");
+  static_assert(a == b, "mixed operand formats are not instantiated");
+  static_assert(!k8bit || (a_major == Major::k && b_major == Major::k), "8-bit operands are K-major");
   static constexpr emulator::WgmmaShape kShape{n, a, b, a_major, b_major};
-  static void issue(float (&d)[n / 2], uint64_t a_matrix, uint64_t b_matrix, bool accumulate, Site site = HOPPER_HERE) {
+  static void issue(float (&d)[n / 2], uint64_t a_matrix, uint64_t b_matrix, bool accumulate,
+                    Site site = HOPPER_HERE) {
     emulator::wgmma(kShape, d, a_matrix, b_matrix, accumulate, site);
   }
-  static void issue(float (&d)[n / 2], const uint32_t (&a_words)[4], uint64_t b_matrix, bool accumulate, Site site = HOPPER_HERE) {
+  static void issue(float (&d)[n / 2], const uint32_t (&a_words)[4], uint64_t b_matrix, bool accumulate,
+                    Site site = HOPPER_HERE) requires(a_major == Major::k) {
     emulator::wgmma(kShape, d, a_words, b_matrix, accumulate, site);
   }
 };
@@ -95,8 +102,7 @@ struct Wgmma;
                            HOPPER_COMMA "n"(ta) HOPPER_COMMA "n"(tb), __VA_ARGS__);                                       \
     }                                                                                                                     \
     static HOPPER_DEVICE void issue(float (&d)[n / 2], const uint32_t (&w)[4], uint64_t b_matrix, bool accumulate,        \
-                                    Site = {}) {                                                                          \
-      static_assert(a_major == Major::k, "A in registers is K-major");                                                    \
+                                    Site = {}) requires(a_major == Major::k) {                                            \
       constexpr int tb = b_major == Major::mn;                                                                            \
       if constexpr (a == Operand::e4m3)                                                                                   \
         HOPPER_WGMMA_ISSUE(n, places, "k32.f32.e4m3.e4m3", "{" x0 ", " x1 ", " x2 ", " x3 "}", HOPPER_A_WORDS, x4, x5, ,  \

@@ -212,6 +212,18 @@ def test_ring_goes_around_many_times(plain):
     Problem(130, 260, 2304, FP32).must_match(plain, tile=(128, 128), multicast="b", sms=2)
 
 
+def test_nan_and_infinity_stay_in_their_row(plain):
+    problem = Problem(130, 136, 300, FP32)
+    problem.a[5, 7] = 0x7F  # e4m3 NaN
+    problem.scale_a[1, 9] = torch.inf
+    assert problem.run(plain, tile=(128, 128), multicast="b", sms=2) == ""
+    result, expected = problem.rows_of(problem.room), problem.rows_of(problem.expected)
+    assert result[5].isnan().all()
+    assert not result[9].isfinite().any()
+    others = [row for row in range(130) if row not in (5, 9)]
+    assert torch.equal(result[others], expected[others])
+
+
 @pytest.mark.parametrize("asynchrony", [EAGER, RANDOM, LAZY])
 @by_cluster
 @pytest.mark.parametrize("tile", [(128, 112), (256, 128), (64, 256)], ids=lambda t: f"{t[0]}x{t[1]}")

@@ -40,7 +40,15 @@ def cuobjdump() -> str:
 def cubin(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The compiled device code and what ptxas said about it."""
     out = tmp_path_factory.mktemp("vocabulary") / "every_wrapper.cubin"
-    command = [nvcc(), "-std=c++20", "-O3", "-gencode=arch=compute_90a,code=sm_90a", "-cubin", "-Xptxas", "-v"]
+    command = [
+        nvcc(),
+        "-std=c++20",
+        "-O3",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-cubin",
+        "-Xptxas",
+        "-v",
+    ]
     done = subprocess.run([*command, str(SOURCE), "-o", str(out)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return out, done.stderr
@@ -93,7 +101,17 @@ def test_instructions_are_there(cubin: tuple[Path, str]) -> None:
 
 
 def test_host_bodies_compile_without_cuda() -> None:
-    command = ["g++", "-std=c++20", "-DHOPPER_EMULATED", "-x", "c++", "-Wall", "-Wextra", "-Werror", "-Wno-psabi"]
+    command = [
+        "g++",
+        "-std=c++20",
+        "-DHOPPER_EMULATED",
+        "-x",
+        "c++",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-psabi",
+    ]
     done = subprocess.run([*command, "-fsyntax-only", str(SOURCE)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -149,7 +167,9 @@ def floats() -> torch.Tensor:
 def test_to_e4m3_saturates_and_rounds_to_even(host: ctypes.CDLL) -> None:
     x = floats()
     got = convert(host, "to_e4m3", x, torch.uint8)
-    finite = x.clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8)  # torch saturates only after the clamp
+    finite = (
+        x.clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8)
+    )  # torch saturates only after the clamp
     assert torch.equal(got[~x.isnan()], finite[~x.isnan()])
     assert (got[x.isnan()] == 0x7F).all()
 

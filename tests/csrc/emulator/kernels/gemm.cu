@@ -1,5 +1,6 @@
 // The eighteen GEMM bugs of research/emulator.md section 5, in a two-consumer pipelined wgmma kernel small enough to run
-// by the thousand: D[128 x 64] = A[128 x 384] B[64 x 384]^T twice, all ones, so that every element is 384.
+// by the thousand: D[128 x 64] = A[128 x 384] B[64 x 384]^T twice. Rows of A and of B are constant, so that every element is
+// 384 times a product and a value in the wrong place shows.
 #include "cases.h"
 
 using namespace planted;
@@ -114,8 +115,8 @@ CASE(gemm, "mbarrier.phase|race|deadlock|mbarrier.unbalanced", "wgmma.swizzle", 
   Buffer<uint8_t> a(128 * 384, "a", false), b(64 * 384, "b", false);
   Buffer<float> scale(4, "scale", false);
   Buffer<bf16> d(256 * 64, "d", true);
-  for (int i = 0; i < 128 * 384; ++i) a[i] = 0x38;   // 1.0 in e4m3
-  for (int i = 0; i < 64 * 384; ++i) b[i] = 0x38;
+  for (int i = 0; i < 128 * 384; ++i) a[i] = 0x38 + 8 * (i / 384 % 2);   // e4m3: 1 in even rows, 2 in odd ones
+  for (int i = 0; i < 64 * 384; ++i) b[i] = 0x38 + i / 384 / 8;          // 1 + k/8 in the k-th eight columns
   for (int i = 0; i < 4; ++i) scale[i] = 1.0f;
   TensorMapShape shape_d;
   shape_d.rank = 2;
@@ -127,5 +128,5 @@ CASE(gemm, "mbarrier.phase|race|deadlock|mbarrier.unbalanced", "wgmma.swizzle", 
   launch(shape(1, 288, sizeof(Shared)), gemm, bytes_2d(a.data(), 128, 384, 64, 128, Swizzle::b128),
          bytes_2d(b.data(), 64, 384, 64, 128, Swizzle::b128), make_tensor_map(d.data(), Element::bf16, shape_d, Swizzle::b128), Params{bug, scale.data()});
   for (int i = 0; i < 256 * 64; ++i)
-    if (d[i].bits != to_bf16(384.0f).bits) throw WrongData("element " + std::to_string(i) + " is " + std::to_string(to_float(d[i])));
+    if (d[i].bits != to_bf16(384.0f * static_cast<float>(1 + i / 64 % 2) * (1.0f + static_cast<float>(i % 64 / 8) / 8.0f)).bits) throw WrongData("element " + std::to_string(i) + " is " + std::to_string(to_float(d[i])));
 }
