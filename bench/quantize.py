@@ -35,7 +35,15 @@ from deepseek_ops._registry import absent_reason
 TOKENS = (128, 4096, 16384, 65536)
 HIDDEN = (2048, 4096, 7168, 18432)
 # (N, K) of the model's weights: research/gemm-quant.md section 7.5.
-WEIGHTS = ((2112, 7168), (24576, 1536), (32768, 512), (7168, 16384), (36864, 7168), (7168, 18432), (4096, 7168))
+WEIGHTS = (
+    (2112, 7168),
+    (24576, 1536),
+    (32768, 512),
+    (7168, 16384),
+    (36864, 7168),
+    (7168, 18432),
+    (4096, 7168),
+)
 LARGE = 64 << 20  # bytes of input from which the targets count
 TARGETS = {
     "rows": 0.90,
@@ -110,7 +118,9 @@ def cases(ops: Sequence[str], quick: bool) -> list[Case]:
     found = []
     for op in ops:
         shapes = weights if op in ("blocks", "transpose") else [(t, h) for t in tokens for h in hidden]
-        dtypes = {"blocks": ("bf16", "fp32"), "transpose": ("e4m3",), "requantise": ("e4m3",)}.get(op, ("bf16",))
+        dtypes = {"blocks": ("bf16", "fp32"), "transpose": ("e4m3",), "requantise": ("e4m3",)}.get(
+            op, ("bf16",)
+        )
         found += [Case(op, dtype, *shape) for dtype in dtypes for shape in shapes]
     return found
 
@@ -220,7 +230,9 @@ def line(result: Result) -> str:
     case = result.case
     rate = result.floor_bytes / result.ours_us / 1000
     target = TARGETS[case.op] if case.input_bytes >= LARGE else None
-    verdict = "" if target is None else f"target {target:.2f} {'met' if result.of_copy >= target else 'missed'}"
+    verdict = (
+        "" if target is None else f"target {target:.2f} {'met' if result.of_copy >= target else 'missed'}"
+    )
     return (
         f"{case.name:<32} {result.ours_us:9.1f} us {rate:7.0f} GB/s  copy {result.copy_us:9.1f} us"
         f" ({result.of_copy:4.2f} of it)  eager {result.eager_us / result.ours_us:5.1f}x  {verdict}"
@@ -243,7 +255,9 @@ def main(arguments: list[str] | None = None) -> None:
         return
     torch.manual_seed(0)
     watch = Stopwatch()
-    print(f"{torch.cuda.get_device_name(0)}, torch {torch.__version__}; ours / copy / eager, medians, cold L2")
+    print(
+        f"{torch.cuda.get_device_name(0)}, torch {torch.__version__}; ours / copy / eager, medians, cold L2"
+    )
     results = []
     for case in cases(options.op or list(TARGETS), options.quick):
         try:
@@ -254,8 +268,14 @@ def main(arguments: list[str] | None = None) -> None:
         print(line(results[-1]), flush=True)
         torch.cuda.empty_cache()
     if options.json is not None:
-        record = {"device": torch.cuda.get_device_name(0), "torch": torch.__version__, "repeats": options.repeats}
-        options.json.write_text(json.dumps({**record, "results": [asdict(r) for r in results]}, indent=1) + "\n")
+        record = {
+            "device": torch.cuda.get_device_name(0),
+            "torch": torch.__version__,
+            "repeats": options.repeats,
+        }
+        options.json.write_text(
+            json.dumps({**record, "results": [asdict(r) for r in results]}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

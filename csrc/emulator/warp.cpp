@@ -22,13 +22,17 @@ void meet(const char* what, uint32_t mask, uint32_t value, uint32_t argument, bo
     report("warp.mask", site, std::string(what) + " names lanes that have ended");
     w.stop();
   }
+  // Lanes may be apart, each group in a collective of its own. But when this lane is awaited elsewhere, by lanes that are
+  // awaited here, neither collective can ever complete.
   Rendezvous* r = nullptr;
-  for (Rendezvous& m : warp.meeting)
-    if (m.mask & mask) r = &m;
-  if (r && (r->mask != mask || r->what != what)) {
-    report("warp.mask", site, std::string(what) + " meets " + r->what + " at " + at(r->site) +
-           ": the lanes of one collective must execute the same instruction with the same mask");
-    w.stop();
+  for (Rendezvous& m : warp.meeting) {
+    if (m.mask == mask && m.what == what) {
+      r = &m;
+    } else if ((m.mask >> lane & 1) && (m.arrived & mask)) {
+      report("warp.mask", site, std::string(what) + " meets " + m.what + " at " + at(m.site) +
+             ": the lanes of one collective must execute the same instruction with the same mask");
+      w.stop();
+    }
   }
   if (!r) {
     warp.meeting.emplace_back();
@@ -58,6 +62,12 @@ void meet(const char* what, uint32_t mask, uint32_t value, uint32_t argument, bo
 }
 
 }  // namespace
+
+void warp_lane_ends(Thread* t) {
+  for (const Rendezvous& m : t->warp->meeting)
+    if (m.mask >> t->identity.lane & 1)
+      report("warp.mask", m.site, std::string("ends, but ") + m.what + " at " + at(m.site) + " names it, and other lanes wait there");
+}
 
 void syncwarp(uint32_t mask, Site site) {
   if (dropped_here("syncwarp", site)) return;

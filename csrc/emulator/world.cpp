@@ -237,6 +237,7 @@ void World::end_thread(Thread* t) {
     report("bulk.uncommitted", t->bulk_open.front()->site, "a bulk store was issued and never committed (bulk_commit)");
   if (checking && !b->remote_touches.empty()) b->seen_at_end = join(b->seen_at_end, t->seen);
   cluster_thread_ends(t);
+  warp_lane_ends(t);
   if (--b->live == 0) end_block(b);
   // A barrier may now be complete without this thread; hardware counts arrivals only, so nothing to do there.
 }
@@ -440,7 +441,7 @@ void World::run() {
   auto seconds = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
   for (Buffer& b : registered) b.shadow = nullptr;
   SignalGuard guard;
-  uint64_t last_progress = 0;
+  uint64_t last_progress = 0, last_timer_reads = 0;
   while (!fatal) {
     while (admit()) {
     }
@@ -449,7 +450,11 @@ void World::run() {
     // Spinning threads see no progress: nothing will change unless an engine acts.
     if (spins > 64 + 8 * ready.size()) {
       spins = 0;
-      if (!act_once() && progress == last_progress) {
+      if (act_once() || progress != last_progress) {
+      } else if (timer_reads != last_timer_reads && leapt < uint64_t{1} << 50) {
+        last_timer_reads = timer_reads;   // they wait for a deadline
+        leapt = leapt ? 2 * leapt : 1000;
+      } else {
         hazard("livelock", "livelock", "every thread that can run only polls, and nothing is left that could change what they see\n" +
                describe_waits());
         fatal = true;

@@ -303,6 +303,7 @@ class World {
   std::vector<Block*> window_owner = std::vector<Block*>(kMaxWindows);
   std::map<std::pair<std::string, std::string>, uint64_t> drops;
   uint64_t steps = 0;
+  uint64_t timer_reads = 0, leapt = 0;                          // nanoseconds that global_timer() is ahead of the steps
   uint32_t resident = 0;
 
  private:
@@ -341,6 +342,9 @@ MbarrierState* find_mbarrier(const void*, Site, const char* what);
 void mbarrier_complete_tx(MbarrierState&, uint32_t bytes, const Epoch&, uint32_t actors);
 void mbarrier_arrive_by_operation(MbarrierState&, const std::vector<Epoch>&, uint32_t actors);
 uint64_t mbarrier_phase(const MbarrierState&);
+
+// Reports lanes that still wait for this one.
+void warp_lane_ends(Thread*);
 
 // The cluster barrier waits for the threads that are left.
 void cluster_thread_ends(Thread*);

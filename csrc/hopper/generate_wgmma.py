@@ -1,7 +1,7 @@
 """Writes wgmma_shapes.h: one line of operands for each n. PTX wants every accumulator register named in the text.
 
-    python csrc/hopper/generate_wgmma.py            prints the header (tests compare it with the committed file)
-    python csrc/hopper/generate_wgmma.py --write    writes it
+python csrc/hopper/generate_wgmma.py            prints the header (tests compare it with the committed file)
+python csrc/hopper/generate_wgmma.py --write    writes it
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ def line(n: int) -> str:
 
 def text() -> str:
     """The whole header."""
-    return HEAD + "\n// clang-format off\n" + "\n".join(line(n) for n in range(8, 257, 8)) + "\n// clang-format on\n"
+    return (
+        HEAD
+        + "\n// clang-format off\n"
+        + "\n".join(line(n) for n in range(8, 257, 8))
+        + "\n// clang-format on\n"
+    )
 
 
 if __name__ == "__main__":

@@ -49,7 +49,9 @@ def cubin(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         "-Xptxas",
         "-v",
     ]
-    done = subprocess.run([*command, str(SOURCE), "-o", str(out)], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, str(SOURCE), "-o", str(out)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return out, done.stderr
 
@@ -112,7 +114,9 @@ def test_host_bodies_compile_without_cuda() -> None:
         "-Werror",
         "-Wno-psabi",
     ]
-    done = subprocess.run([*command, "-fsyntax-only", str(SOURCE)], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "-fsyntax-only", str(SOURCE)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 

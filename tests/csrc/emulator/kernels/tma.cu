@@ -114,7 +114,7 @@ HOPPER_KERNEL(32) multicast(HOPPER_GRID_CONSTANT const TensorMap from, uint32_t*
   }
   if (bug != 2) mbarrier_wait(b, 0);
   for (int i = 0; i < 4; ++i) out[blockIdx.x * 128 + i * 32 + threadIdx.x] = reinterpret_cast<uint32_t*>(tile)[i * 32 + threadIdx.x];
-  if (bug != 3) cluster_sync();
+  // No cluster barrier at the end: each CTA has waited for all that its peer writes here.
 }
 
 }  // namespace
@@ -136,7 +136,7 @@ CASE(tma_reduce, "race|data", "race|proxy") {
   out.expect([](size_t i) { return 4 * (i % 32 + 1); });
 }
 
-CASE(tma_multicast, "deadlock", "race|smem.uninitialised", "smem.dead_block") {
+CASE(tma_multicast, "deadlock", "race|smem.uninitialised") {
   Buffer<uint32_t> in(128, "in", false), out(256, "out", true);
   for (int i = 0; i < 128; ++i) in[i] = i;
   TensorMapShape half;   // two of four rows

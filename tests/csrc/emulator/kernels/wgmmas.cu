@@ -46,17 +46,22 @@ multiply(float* out, int bug) {
   uint64_t a = matrix_descriptor(s.a, swizzle, 1024, 1024);
   uint64_t b = matrix_descriptor(s.b, swizzle, leading, 1024);
   if (bug == 1) b |= uint64_t{1} << 50;   // a base offset, for a tile that starts on its own pattern
-  if (bug == 2) a = matrix_descriptor(s.a + (1 << 17), swizzle, 1024, 1024);
+  if (bug == 2) a = matrix_descriptor(s.a + (1 << 16), swizzle, 1024, 1024);
   using M = Wgmma<kN, Operand::bf16, Operand::bf16, major, major>;
   wgmma_fence();
   const auto step = [](uint64_t descriptor, int k) { return advance(descriptor, major == Major::k ? k * 2 : k * 128); };
   for (int k = 0; k < 64; k += 16) {
     if (bug == 3 && t / 32 == 2 && k == 16)
       M::issue(d, step(a, k), step(b, 0), k != 0);      // one warp differs
-    else if (bug == 4 && k == 48)
-      M::issue(e, step(a, k), step(b, k), k != 0);
+    else if (k == 48)
+      M::issue(e, step(a, k), step(b, k), true);        // legal: cleared before the fence
     else
       M::issue(d, step(a, k), step(b, k), k != 0);
+    if (bug == 4 && k == 16) {                          // given back, changed, and passed again without a fence
+      wgmma_commit();
+      wgmma_wait<0>();
+      d[0] *= 1;
+    }
     if (bug == 5 && k == 16) d[0] += 1;                 // owned by the tensor core
   }
   if (bug == 6) {                                       // half of the registers of the product in flight
@@ -128,7 +133,7 @@ HOPPER_KERNEL(192) part_of_a_group(float* out, int bug) {
 }  // namespace
 
 #define WGMMA_BUGS                                                                                                      \
-  "wgmma.descriptor", "wgmma.descriptor", "wgmma.divergent", "data|wgmma.fence|wgmma.registers", "wgmma.registers",    \
+  "wgmma.descriptor|data", "wgmma.descriptor|smem.bounds", "wgmma.divergent", "wgmma.fence", "wgmma.registers",    \
       "wgmma.registers", "wgmma.unfinished|data|wgmma.registers", "wgmma.registers|data", "wgmma.unfinished"
 
 CASE(wgmma_k_major, WGMMA_BUGS) {
