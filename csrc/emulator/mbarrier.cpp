@@ -134,7 +134,7 @@ bool mbarrier_test_wait(Mbarrier* p, uint32_t parity, Site site) {
     w.acquire(w.current, m.released);
     return true;
   }
-  w.poll(site);
+  w.poll(site, p);
   return false;
 }
 

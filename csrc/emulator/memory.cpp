@@ -142,7 +142,7 @@ void load(void* value, const void* p, uint32_t size, Order order, Scope scope, S
   Thread* t = w.current;
   check_alignment(p, size, site);
   if (order == Order::release || order == Order::acq_rel) report("memory.order", site, "a load is weak, relaxed or acquire");
-  if (order != Order::weak) w.poll(site);   // it may be a spin: others go on, and time passes between two looks
+  if (order != Order::weak) w.poll(site, p, size);   // it may be a spin: others go on, and time passes between two looks
   drain_for_read(t, p, size);
   record(p, size, false, order, site, "load");
   std::memcpy(value, p, size);
@@ -207,7 +207,7 @@ void read_modify_write(void* p, uint32_t size, Order order, Scope scope, Site si
   if (old) std::memcpy(old, p, size);
   acquire_from(p, order, scope, t);
   if (change(p, with)) set_flag(p, clock, of, t, true);
-  if (old) w.poll(site);   // its result may be spun on
+  if (old) w.poll(site, p, size);   // its result may be spun on
 }
 
 }  // namespace

@@ -23,6 +23,18 @@ std::string base_name(const char* file) {
   return slash ? slash + 1 : file;
 }
 
+// "0-3, 5" of ascending numbers.
+std::string ranges(const std::vector<uint32_t>& numbers) {
+  std::string text;
+  for (size_t i = 0; i < numbers.size();) {
+    size_t last = i;
+    while (last + 1 < numbers.size() && numbers[last + 1] == numbers[last] + 1) ++last;
+    text += (text.empty() ? "" : ", ") + std::to_string(numbers[i]) + (last > i ? "-" + std::to_string(numbers[last]) : "");
+    i = last + 1;
+  }
+  return text;
+}
+
 std::string hex(uint64_t v) {
   char text[32];
   std::snprintf(text, sizeof text, "0x%llx", static_cast<unsigned long long>(v));
@@ -65,6 +77,11 @@ std::string place(const void* p) {
   if (Buffer* buffer = w.buffer_of(reinterpret_cast<uintptr_t>(p)))
     return "buffer '" + buffer->name + "' +" + hex(reinterpret_cast<uintptr_t>(p) - buffer->begin);
   if (static_cast<size_t>(b - stack_region()) < stack_region_bytes()) return "local memory";
+  if (Buffer* buffer = w.buffer_near(reinterpret_cast<uintptr_t>(p))) {
+    const auto a = reinterpret_cast<uintptr_t>(p);
+    return a >= buffer->end ? std::to_string(a - buffer->end) + " bytes past the end of buffer '" + buffer->name + "'"
+                            : std::to_string(buffer->begin - a) + " bytes before buffer '" + buffer->name + "'";
+  }
   return "address " + hex(reinterpret_cast<uintptr_t>(p));
 }
 
@@ -125,13 +142,14 @@ std::string describe_waits() {
   static const char* kinds[] = {"nothing", "mbarrier", "barrier", "the cluster barrier", "the lanes of", "its wgmmas", "its bulk copies",
                                 "its cp.async copies", "registers", "the previous grid", "polls"};
   World& w = world();
-  std::map<std::string, std::pair<uint32_t, uint32_t>> lines;  // text -> lanes, lowest lane
+  struct Waiters { std::string who; std::vector<uint32_t> warps; uint32_t lanes = 0; };
+  std::map<std::string, Waiters> lines;   // by block and what is waited for
+  std::map<std::string, std::string> texts;
   std::vector<std::string> order;
   uint32_t more = 0;
   for (auto& t : w.threads) {
     if (t->finished) continue;
-    std::string text = "  " + rank_text(t->block->grid->rank) + "block " + index_text(t->block->index) + " warp " + std::to_string(t->identity.warp) + ": " +
-                       at(t->wait_site) + " ";
+    std::string text = at(t->wait_site) + " ";
     const Block* b = t->block;
     switch (t->wait) {
       case Wait::none: text += t->ready ? "can run" : "runs"; break;
@@ -157,20 +175,37 @@ std::string describe_waits() {
         text += "waits for the lanes of mask " + std::string(mask);
         break;
       }
-      case Wait::polling: text += "polls"; break;
+      case Wait::polling:
+        text += "polls";
+        if (t->wait_object) text += " " + place(t->wait_object);
+        if (t->wait_detail == 4 || t->wait_detail == 8) {
+          uint64_t value = 0;
+          std::memcpy(&value, t->wait_object, t->wait_detail);
+          text += ", which is " + std::to_string(value);
+        }
+        break;
       default: text += std::string("waits for ") + kinds[static_cast<int>(t->wait)];
     }
-    auto [it, fresh] = lines.try_emplace(text, 0, t->identity.lane);
-    if (fresh) order.push_back(text);
-    ++it->second.first;
+    const std::string who = rank_text(b->grid->rank) + "block " + index_text(b->index);
+    auto [it, fresh] = lines.try_emplace(who + text);
+    if (fresh) {
+      order.push_back(who + text);
+      it->second.who = "  " + who;
+    }
+    Waiters& waiters = it->second;
+    if (waiters.warps.empty() || waiters.warps.back() != t->identity.warp) waiters.warps.push_back(t->identity.warp);
+    ++waiters.lanes;
+    texts.try_emplace(who + text, text);
   }
   std::string all;
-  for (const std::string& text : order) {
+  for (const std::string& key : order) {
     if (std::count(all.begin(), all.end(), '\n') >= 40) {
       ++more;
       continue;
     }
-    all += text + " [" + std::to_string(lines[text].first) + (lines[text].first == 1 ? " lane]\n" : " lanes]\n");
+    const Waiters& x = lines[key];
+    all += x.who + (x.warps.size() == 1 ? " warp " : " warps ") + ranges(x.warps) + ": " + texts[key] + " [" + std::to_string(x.lanes) +
+           (x.lanes == 1 ? " lane]\n" : " lanes]\n");
   }
   if (more) all += "  ... and " + std::to_string(more) + " more lines\n";
   for (auto& of_rank : w.grids)

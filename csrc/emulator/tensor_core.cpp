@@ -240,7 +240,7 @@ struct Decoded {
 constexpr uint32_t kRows = 2;
 
 struct Rows {
-  alignas(64) float d[kRows][kPitch];  // in: the accumulator; out: the result
+  alignas(64) float d[kRows][kPitch];            // in: the accumulator; out: the result
   alignas(64) int32_t irregular[kRows][kPitch];  // out: not 0 where d is wrong and exact_element must say
 };
 
@@ -399,6 +399,7 @@ constexpr uint32_t kVectors = 2;  // of a block of columns: sums and scales of k
 // They read and write arrays of their elements and of each other's.
 typedef float Floats __attribute__((vector_size(4 * kWidth), may_alias));
 typedef int32_t Ints __attribute__((vector_size(4 * kWidth), may_alias));
+typedef uint32_t Wrapping __attribute__((vector_size(4 * kWidth), may_alias));
 // Half as many lanes: what a register holds as fp64.
 typedef float HalfFloats __attribute__((vector_size(2 * kWidth), may_alias));
 typedef int32_t HalfInts __attribute__((vector_size(2 * kWidth), may_alias));
@@ -448,7 +449,8 @@ EMULATOR_TARGET bool exact_rows(const Decoded<Code>& of, uint32_t i, uint32_t n,
 
   Ints any = {};
   for (uint32_t j = 0; j < n; j += kBlock) {
-    Ints top[kRows][kVectors], none[kRows][kVectors], sum[kHalves][kRows][kVectors];
+    Ints top[kRows][kVectors], none[kRows][kVectors];
+    Wrapping sum[kHalves][kRows][kVectors];  // of int32; sums of irregular outputs may run over
     Floats scale[kRows][kVectors];
     for (uint32_t r = 0; r < kRows; ++r)
       for (uint32_t v = 0; v < kVectors; ++v) {
@@ -466,22 +468,24 @@ EMULATOR_TARGET bool exact_rows(const Decoded<Code>& of, uint32_t i, uint32_t n,
         *reinterpret_cast<Ints*>(&rows.irregular[r][at]) = bad;
         const Ints cut = (127 + 127 + kFraction - top[r][v]) << 23;
         scale[r][v] = reinterpret_cast<Floats>(cut);
-        sum[0][r][v] = __builtin_convertvector(c * scale[r][v], Ints);
-        if (kHalves == 2) sum[kHalves - 1][r][v] = Ints{};
+        sum[0][r][v] = reinterpret_cast<Wrapping>(__builtin_convertvector(c * scale[r][v], Ints));
+        if (kHalves == 2) sum[kHalves - 1][r][v] = Wrapping{};
       }
     for (int h = 0; h < kHalves; ++h)
       for (int k = h * kSteps / kHalves; k < (h + 1) * kSteps / kHalves; ++k)
         for (uint32_t v = 0; v < kVectors; ++v) {
           const Floats y = *reinterpret_cast<const Floats*>(&of.b[k][j + v * kWidth]);
-          for (uint32_t r = 0; r < kRows; ++r)
-            sum[h][r][v] += __builtin_convertvector(y * of.a[i + r][k] * scale[r][v], Ints);
+          for (uint32_t r = 0; r < kRows; ++r) {
+            const Ints term = __builtin_convertvector(y * of.a[i + r][k] * scale[r][v], Ints);
+            sum[h][r][v] += reinterpret_cast<Wrapping>(term);
+          }
         }
     for (uint32_t r = 0; r < kRows; ++r)
       for (uint32_t v = 0; v < kVectors; ++v) {
         float* const at = &rows.d[r][j + v * kWidth];
         Floats total;  // with its excess bits cut
         if constexpr (kNarrow) {
-          total = __builtin_convertvector(sum[0][r][v], Floats);
+          total = __builtin_convertvector(reinterpret_cast<Ints>(sum[0][r][v]), Floats);
           total = reinterpret_cast<Floats>(reinterpret_cast<Ints>(total) & ~0x3ff);
         } else {
           for (int part = 0; part < 2; ++part) {

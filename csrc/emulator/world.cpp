@@ -336,10 +336,11 @@ void World::wait(Wait kind, const void* object, uint64_t detail, Site site) {
   switch_to_scheduler(t->fiber);
 }
 
-void World::poll(Site site) {
+void World::poll(Site site, const void* looks_at, uint32_t size) {
   Thread* t = current;
   t->wait = Wait::polling;
-  t->wait_object = nullptr;
+  t->wait_object = looks_at;
+  t->wait_detail = size;
   t->wait_site = site;
   ++spins;
   ready.push_back(t);
@@ -650,6 +651,19 @@ Buffer* World::buffer_of(uintptr_t a) {
       return &registered[i];
     }
   return nullptr;
+}
+
+Buffer* World::buffer_near(uintptr_t a) {
+  Buffer* nearest = nullptr;
+  uintptr_t best = 8192;
+  for (Buffer& b : registered) {
+    const uintptr_t distance = a >= b.end ? a - b.end : b.begin - a;
+    if (distance < best) {
+      best = distance;
+      nearest = &b;
+    }
+  }
+  return nearest;
 }
 
 }  // namespace emulator

@@ -266,7 +266,8 @@ class World {
 
   void make_ready(Thread*);
   void wait(Wait, const void* object, uint64_t detail, Site);   // the running thread stops until make_ready
-  void poll(Site);                                              // it lets others run, and is asked again
+  // It lets others run, and is asked again; what it looks at is for reports.
+  void poll(Site, const void* looks_at = nullptr, uint32_t size = 0);
   void enqueue(Operation);                                      // an engine will act on it
   void finish_now(const Operation&);                            // act until finished
   [[noreturn]] void stop();                                     // from a thread: abandon the run
@@ -284,6 +285,7 @@ class World {
   Block* ended_block_of(const void* smem) const;                // its window is still there
   uint32_t shared_offset(const void* smem) const;               // from its window
   Buffer* buffer_of(uintptr_t);
+  Buffer* buffer_near(uintptr_t);                               // the nearest one within a few kilobytes
   bool rule(const char* name) const { return checking && !options.off.count(name); }
 
   // reports

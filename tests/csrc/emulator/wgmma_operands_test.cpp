@@ -20,8 +20,8 @@ void hear(void* context, uint32_t address, uint32_t bytes) {
 }  // namespace
 
 // `memory` is the host address of shared address `begin`. Empty, or what is wrong.
-extern "C" const char* gather(const uint8_t* memory, uint32_t begin, uint32_t end, uint64_t descriptor, int operand,
-                              int major, uint32_t rows, uint8_t* out, int listen) {
+extern "C" const char* gather(const uint8_t* memory, uint32_t begin, uint32_t end, uint64_t descriptor,
+                              int operand, int major, uint32_t rows, uint8_t* out, int listen) {
   touched.clear();
   last_text = gather_operand(memory - begin, begin, end, descriptor, static_cast<Operand>(operand),
                              static_cast<Major>(major), rows, out, listen ? hear : nullptr, &touched);
@@ -45,7 +45,9 @@ extern "C" void decode(uint64_t descriptor, uint32_t* to) {
   std::memcpy(to, values, sizeof values);
 }
 
-extern "C" uint32_t swizzle_address(uint32_t address, int mode) { return swizzled(address, static_cast<Swizzle>(mode)); }
+extern "C" uint32_t swizzle_address(uint32_t address, int mode) {
+  return swizzled(address, static_cast<Swizzle>(mode));
+}
 
 extern "C" void accumulator(uint32_t t, uint32_t i, uint32_t* to) {
   const Place p = accumulator_place(t, i);

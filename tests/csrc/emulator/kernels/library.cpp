@@ -1,6 +1,7 @@
 // The C face of the cases, for ctypes.
 #include <cstring>
 
+#include "../../../../csrc/emulator/rules.h"
 #include "cases.h"
 
 using planted::cases;
@@ -48,6 +49,14 @@ const char* planted_run(const char* name, int bug, uint64_t seed, int asynchrony
     }
   message = "no such case";
   return message.c_str();
+}
+
+// "name;" for every rule of the checker
+const char* planted_rules() {
+  static std::string text;
+  text.clear();
+  for (const auto& rule : emulator::kRules) text += std::string(rule.name) + ";";
+  return text.c_str();
 }
 
 uint64_t planted_digest() { return emulator::last_statistics().digest; }
