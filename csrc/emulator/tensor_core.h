@@ -29,13 +29,6 @@ enum class TensorCoreMode : uint8_t {
 void wgmma_product(const WgmmaShape&, const uint8_t* a, const uint8_t* b, float* d, bool accumulate,
                    TensorCoreMode = TensorCoreMode::exact);
 
-// The same for operands of one format, as wgmma.cpp calls it.
-inline void tensor_core_multiply(Operand o, uint32_t n, const uint8_t* a, const uint8_t* b, float* d,
-                                 bool accumulate, bool fast) {
-  wgmma_product({static_cast<uint16_t>(n), o, o, Major::k, Major::k}, a, b, d, accumulate,
-                fast ? TensorCoreMode::fp32 : TensorCoreMode::exact);
-}
-
 // How it is computed; all give the same bits. The best that the machine has is taken unless a test asks for
 // another.
 enum class TensorCoreLevel : uint8_t {

@@ -193,7 +193,8 @@ void WgmmaOperation::act() {
              " (PTX ISA: Matrix descriptor format)");
     w.fatal = true;
   } else {
-    tensor_core_multiply(shape.a, shape.n, a_values.data(), b, tile->values.data(), accumulate, w.options.fast_tensor_core);
+    wgmma_product(shape, a_values.data(), b, tile->values.data(), accumulate,
+                  w.options.fast_tensor_core ? TensorCoreMode::fp32 : TensorCoreMode::exact);
   }
   --tile->pending;
   finished = sources_read = true;

@@ -1,5 +1,5 @@
-// Barriers of a block. PTX ISA: "barrier{.cta}". The id is a template constant: with an id known only at run time ptxas
-// reserves all sixteen.
+// Barriers of a block. PTX ISA: "barrier{.cta}". The id is a template constant: with an id known only at run
+// time ptxas reserves all sixteen.
 #pragma once
 
 #include "address.h"

@@ -38,7 +38,8 @@ HOPPER_DEVICE void bulk_load(void* dst, const void* src, uint32_t bytes, Mbarrie
 #endif
 }
 
-// Shared to global; belongs to the thread's next group. Ordinary writes to `src` need fence_proxy_async before.
+// Shared to global; belongs to the thread's next group. Ordinary writes to `src` need fence_proxy_async
+// before.
 template <CacheHint hint = CacheHint::normal>
 HOPPER_DEVICE void bulk_store(void* dst, const void* src, uint32_t bytes, [[maybe_unused]] Site site = HOPPER_HERE) {
 #ifdef HOPPER_EMULATED
@@ -57,8 +58,8 @@ HOPPER_DEVICE void bulk_store(void* dst, const void* src, uint32_t bytes, [[mayb
 
 namespace detail {
 
-// PTX ISA "cp.reduce.async.bulk": bitwise on 32 and 64 bits, inc and dec on u32, sums on all but s64 (the same bits
-// as u64), minimum and maximum on integers and 16-bit floats.
+// PTX ISA "cp.reduce.async.bulk": bitwise on 32 and 64 bits, inc and dec on u32, sums on all but s64 (the
+// same bits as u64), minimum and maximum on integers and 16-bit floats.
 HOPPER_BOTH constexpr bool bulk_reduce_exists(Reduce op, Element e) {
   const bool wide = e == Element::f32 || e == Element::f64, narrow = e == Element::f16 || e == Element::bf16;
   const bool integer = e == Element::u32 || e == Element::s32 || e == Element::u64 || e == Element::s64;
@@ -72,8 +73,8 @@ HOPPER_BOTH constexpr bool bulk_reduce_exists(Reduce op, Element e) {
 
 }  // namespace detail
 
-// dst[i] = op(dst[i], src[i]) in global memory, atomically for each element (relaxed, gpu scope). Sums of f32 flush
-// subnormals. Floating-point sums of several blocks come in any order: not deterministic.
+// dst[i] = op(dst[i], src[i]) in global memory, atomically for each element (relaxed, gpu scope). Sums of f32
+// flush subnormals. Floating-point sums of several blocks come in any order: not deterministic.
 template <Reduce op, Element element>
 HOPPER_DEVICE void bulk_reduce(void* dst, const void* src, uint32_t bytes, [[maybe_unused]] Site site = HOPPER_HERE) {
   static_assert(detail::bulk_reduce_exists(op, element), "cp.reduce.async.bulk has no such operation on this type");
@@ -87,8 +88,8 @@ HOPPER_DEVICE void bulk_reduce(void* dst, const void* src, uint32_t bytes, [[may
 #endif
 }
 
-// Shared memory of this CTA to that of a peer (`dst` and `remote` from map_shared); completes on the peer's barrier,
-// which the peer must have armed (expect_tx) and initialised before (cluster barrier).
+// Shared memory of this CTA to that of a peer (`dst` and `remote` from map_shared); completes on the peer's
+// barrier, which the peer must have armed (expect_tx) and initialised before (cluster barrier).
 HOPPER_DEVICE void bulk_copy_cluster(void* dst, const void* src, uint32_t bytes, Mbarrier* remote,
                                      [[maybe_unused]] Site site = HOPPER_HERE) {
 #ifdef HOPPER_EMULATED
@@ -112,8 +113,8 @@ HOPPER_DEVICE void bulk_commit([[maybe_unused]] Site site = HOPPER_HERE) {
 #endif
 }
 
-// Until at most `pending` groups of this thread are in flight: the writes of the others are done and visible to it.
-// What a release flag needs.
+// Until at most `pending` groups of this thread are in flight: the writes of the others are done and visible
+// to it. What a release flag needs.
 template <uint32_t pending>
 HOPPER_DEVICE void bulk_wait([[maybe_unused]] Site site = HOPPER_HERE) {
 #ifdef HOPPER_EMULATED

@@ -1,12 +1,13 @@
-// What L2 should do with the lines of a bulk or tensor copy. PTX ISA: "createpolicy", "Cache eviction priority hints".
+// What L2 should do with the lines of a bulk or tensor copy. PTX ISA: "createpolicy", "Cache eviction
+// priority hints".
 #pragma once
 
 #include "types.h"
 
 namespace hopper {
 
-// normal adds nothing to the instruction. evict_first: read once; evict_last: wanted again by many blocks. A hint
-// changes time only, so that the emulator ignores it.
+// normal adds nothing to the instruction. evict_first: read once; evict_last: wanted again by many blocks. A
+// hint changes time only, so that the emulator ignores it.
 enum class CacheHint : uint8_t { normal, evict_first, evict_last };
 
 #ifndef HOPPER_EMULATED

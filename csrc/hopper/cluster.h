@@ -50,8 +50,8 @@ HOPPER_DEVICE void cluster_sync([[maybe_unused]] Site site = HOPPER_HERE) {
   cluster_wait(site);
 }
 
-// The same variable in the shared memory of another CTA of the cluster, as an ordinary pointer. The peer must be alive:
-// a cluster barrier after the last access.
+// The same variable in the shared memory of another CTA of the cluster, as an ordinary pointer. The peer must
+// be alive: a cluster barrier after the last access.
 template <class T>
 HOPPER_DEVICE T* map_shared(T* p, uint32_t cta_rank, [[maybe_unused]] Site site = HOPPER_HERE) {
 #ifdef HOPPER_EMULATED

@@ -1,5 +1,5 @@
-// Conversions between fp32 and the low-precision formats: round to nearest even; e4m3 saturates at 448 and keeps NaN.
-// PTX ISA: "cvt". The host bodies are exact, special values included.
+// Conversions between fp32 and the low-precision formats: round to nearest even; e4m3 saturates at 448 and
+// keeps NaN. PTX ISA: "cvt". The host bodies are exact, special values included.
 #pragma once
 
 #include "math.h"

@@ -38,8 +38,8 @@ HOPPER_DEVICE void cp_async_wait([[maybe_unused]] Site site = HOPPER_HERE) {
 #endif
 }
 
-// The barrier gets an arrival of this thread when its copies so far have landed. no_increment: the arrival is one of
-// those the barrier was initialised for.
+// The barrier gets an arrival of this thread when its copies so far have landed. no_increment: the arrival is
+// one of those the barrier was initialised for.
 template <bool no_increment>
 HOPPER_DEVICE void cp_async_mbarrier_arrive(Mbarrier* b, [[maybe_unused]] Site site = HOPPER_HERE) {
 #ifdef HOPPER_EMULATED

@@ -3,8 +3,9 @@
 //   bits 0-13 start address / 16    16-29 leading byte offset / 16    32-45 stride byte offset / 16
 //   bits 49-51 base offset          62-63 swizzle: 0 none, 1 128 B, 2 64 B, 3 32 B
 //
-// K-major operands with a swizzle: rows are `span` bytes apart, groups of 8 rows 8 * span (the stride offset); the leading
-// offset is not used (1 by convention). The pattern repeats every 8 * span bytes, so tiles start at multiples of that.
+// K-major operands with a swizzle: rows are `span` bytes apart, groups of 8 rows 8 * span (the stride
+// offset); the leading offset is not used (1 by convention). The pattern repeats every 8 * span bytes, so
+// tiles start at multiples of that.
 #pragma once
 
 #include "address.h"
@@ -34,8 +35,8 @@ HOPPER_DEVICE uint64_t matrix_descriptor(const void* start, Site site = HOPPER_H
   return matrix_descriptor(start, swizzle, 16, 8 * span_bytes(swizzle), site);
 }
 
-// The same rows, `bytes` further along K (a multiple of 16, inside the span): the swizzle acts on address bits, so that
-// moving the start address is enough.
+// The same rows, `bytes` further along K (a multiple of 16, inside the span): the swizzle acts on address
+// bits, so that moving the start address is enough.
 HOPPER_DEVICE uint64_t advance(uint64_t descriptor, uint32_t bytes) { return descriptor + (bytes >> 4); }
 
 }  // namespace hopper

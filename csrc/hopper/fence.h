@@ -1,4 +1,5 @@
-// Fences. PTX ISA: "membar, fence" (fence.acq_rel, fence.proxy.async, fence.mbarrier_init, fence.proxy.tensormap).
+// Fences. PTX ISA: "membar, fence" (fence.acq_rel, fence.proxy.async, fence.mbarrier_init,
+// fence.proxy.tensormap).
 #pragma once
 
 #include "address.h"
@@ -6,7 +7,8 @@
 
 namespace hopper {
 
-// After mbarrier_init, before the barrier that lets others use it: makes the initialisation visible to the cluster and TMA.
+// After mbarrier_init, before the barrier that lets others use it: makes the initialisation visible to the
+// cluster and TMA.
 HOPPER_DEVICE void fence_mbarrier_init([[maybe_unused]] Site site = HOPPER_HERE) {
 #ifdef HOPPER_EMULATED
   emulator::fence_mbarrier_init(site);
@@ -15,8 +17,9 @@ HOPPER_DEVICE void fence_mbarrier_init([[maybe_unused]] Site site = HOPPER_HERE)
 #endif
 }
 
-// Makes this thread's ordinary writes (and all it has observed) visible to TMA, bulk copies and wgmma: each writer
-// executes it, then a barrier, then the copy is issued. Space::shared is this CTA's memory; a peer's needs Space::all.
+// Makes this thread's ordinary writes (and all it has observed) visible to TMA, bulk copies and wgmma: each
+// writer executes it, then a barrier, then the copy is issued. Space::shared is this CTA's memory; a peer's
+// needs Space::all.
 template <Space space = Space::shared>
 HOPPER_DEVICE void fence_proxy_async([[maybe_unused]] Site site = HOPPER_HERE) {
 #ifdef HOPPER_EMULATED
@@ -41,7 +44,8 @@ HOPPER_DEVICE void fence([[maybe_unused]] Site site = HOPPER_HERE) {
 #endif
 }
 
-// Before TMA uses a map in global memory that was written during this kernel, or since the last use by this SM.
+// Before TMA uses a map in global memory that was written during this kernel, or since the last use by this
+// SM.
 template <Scope scope>
 HOPPER_DEVICE void fence_proxy_tensormap_acquire([[maybe_unused]] const TensorMap* map,
                                                  [[maybe_unused]] Site site = HOPPER_HERE) {

@@ -1,6 +1,7 @@
-// Launching a kernel: `launch({grid, block, smem, ...}, kernel, arguments...)`; the only way kernels are started.
-// CUDA runtime: cudaLaunchKernelEx with cluster dimension and programmatic stream serialization. Nothing is allocated
-// and nothing waits, so that a launch can be captured in a graph. A grid without blocks is an error: check before.
+// Launching a kernel: `launch({grid, block, smem, ...}, kernel, arguments...)`; the only way kernels are
+// started. CUDA runtime: cudaLaunchKernelEx with cluster dimension and programmatic stream serialization.
+// Nothing is allocated and nothing waits, so that a launch can be captured in a graph. A grid without blocks
+// is an error: check before.
 #pragma once
 
 #include <cstddef>

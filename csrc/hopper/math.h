@@ -1,5 +1,6 @@
 // Single IEEE operations that no compiler may fuse or reorder (NUMERICS), and approximations named as such.
-// PTX ISA: "add", "mul", "div", "sqrt", "fma" with .rn; "ex2.approx", "lg2.approx", "rsqrt.approx", "rcp.approx".
+// PTX ISA: "add", "mul", "div", "sqrt", "fma" with .rn; "ex2.approx", "lg2.approx", "rsqrt.approx",
+// "rcp.approx".
 #pragma once
 
 #include <cmath>

@@ -1,6 +1,7 @@
-// 8x8 matrices of 16-bit elements between shared memory and the registers of a warp. PTX ISA: "ldmatrix", "stmatrix".
-// Lane l gives the address of row l % 8 of matrix l / 8 (16 bytes, 16-byte aligned). Register r of lane l holds row l / 4,
-// columns 2 (l % 4) and +1 of matrix r; transposed: the same of the transposed matrix.
+// 8x8 matrices of 16-bit elements between shared memory and the registers of a warp. PTX ISA: "ldmatrix",
+// "stmatrix". Lane l gives the address of row l % 8 of matrix l / 8 (16 bytes, 16-byte aligned). Register r
+// of lane l holds row l / 4, columns 2 (l % 4) and +1 of matrix r; transposed: the same of the transposed
+// matrix.
 #pragma once
 
 #include "address.h"

@@ -1,14 +1,15 @@
 // Barriers in shared memory that count arrivals and bytes. PTX ISA: "mbarrier.init", "mbarrier.inval",
-// "mbarrier.arrive", "mbarrier.expect_tx", "mbarrier.test_wait, mbarrier.try_wait".
-// A waiter names the parity of the phase it waits for; a fresh barrier is in phase 0, so that parity 1 does not wait.
-// Parity tells neighbours apart only: nobody may fall two phases behind.
+// "mbarrier.arrive", "mbarrier.expect_tx", "mbarrier.test_wait, mbarrier.try_wait". A waiter names the parity
+// of the phase it waits for; a fresh barrier is in phase 0, so that parity 1 does not wait. Parity tells
+// neighbours apart only: nobody may fall two phases behind.
 #pragma once
 
 #include "address.h"
 
 namespace hopper {
 
-// One thread; count is 1 to 2^20 - 1. Others may use it after fence_mbarrier_init (for TMA and the cluster) and a barrier.
+// One thread; count is 1 to 2^20 - 1. Others may use it after fence_mbarrier_init (for TMA and the cluster)
+// and a barrier.
 HOPPER_DEVICE void mbarrier_init(Mbarrier* b, uint32_t count, [[maybe_unused]] Site site = HOPPER_HERE) {
 #ifdef HOPPER_EMULATED
   emulator::mbarrier_init(b, count, site);
@@ -26,8 +27,8 @@ HOPPER_DEVICE void mbarrier_invalidate(Mbarrier* b, [[maybe_unused]] Site site =
 #endif
 }
 
-// Releases what this thread did before to those who wait for the phase (cta scope). For the other lanes of its warp:
-// syncwarp first.
+// Releases what this thread did before to those who wait for the phase (cta scope). For the other lanes of
+// its warp: syncwarp first.
 HOPPER_DEVICE void mbarrier_arrive(Mbarrier* b, uint32_t count = 1, [[maybe_unused]] Site site = HOPPER_HERE) {
 #ifdef HOPPER_EMULATED
   emulator::mbarrier_arrive(b, count, site);
@@ -36,8 +37,8 @@ HOPPER_DEVICE void mbarrier_arrive(Mbarrier* b, uint32_t count = 1, [[maybe_unus
 #endif
 }
 
-// Arrives at the barrier of the same address in another CTA of the cluster (or this one); release at cluster scope.
-// The peer must have initialised it (cluster barrier) and must still be alive.
+// Arrives at the barrier of the same address in another CTA of the cluster (or this one); release at cluster
+// scope. The peer must have initialised it (cluster barrier) and must still be alive.
 HOPPER_DEVICE void mbarrier_arrive_cluster(Mbarrier* b, uint32_t cta_rank, [[maybe_unused]] Site site = HOPPER_HERE) {
 #ifdef HOPPER_EMULATED
   emulator::mbarrier_arrive(static_cast<Mbarrier*>(emulator::map_shared(b, cta_rank, site)), 1, site);
@@ -69,9 +70,10 @@ HOPPER_DEVICE void mbarrier_arrive_expect_tx(Mbarrier* b, uint32_t bytes, [[mayb
 #endif
 }
 
-// Whether the phase of this parity is complete; acquires what its arrivals released. May suspend the thread for a
-// while (try_wait). Scope::cluster is for reading ordinary writes of a peer CTA (it invalidates L1, which costs);
-// bytes that landed by TMA or bulk copies, and stages that a peer has finished reading, need only Scope::cta.
+// Whether the phase of this parity is complete; acquires what its arrivals released. May suspend the thread
+// for a while (try_wait). Scope::cluster is for reading ordinary writes of a peer CTA (it invalidates L1,
+// which costs); bytes that landed by TMA or bulk copies, and stages that a peer has finished reading, need
+// only Scope::cta.
 template <Scope scope = Scope::cta>
 HOPPER_DEVICE bool mbarrier_test_wait(Mbarrier* b, uint32_t parity, [[maybe_unused]] Site site = HOPPER_HERE) {
   static_assert(scope == Scope::cta || scope == Scope::cluster, "a barrier is shared by a CTA or a cluster");
@@ -95,8 +97,9 @@ HOPPER_DEVICE bool mbarrier_test_wait(Mbarrier* b, uint32_t parity, [[maybe_unus
 #endif
 }
 
-// Waits for it. On the device a wait that never ends becomes a trap after 2^26 tries, so that a broken pipeline is an
-// error and not a hang. How long a suspended try lasts is the hardware's choice: minutes, as an estimate.
+// Waits for it. On the device a wait that never ends becomes a trap after 2^26 tries, so that a broken
+// pipeline is an error and not a hang. How long a suspended try lasts is the hardware's choice: minutes, as
+// an estimate.
 template <Scope scope = Scope::cta>
 HOPPER_DEVICE void mbarrier_wait(Mbarrier* b, uint32_t parity, [[maybe_unused]] Site site = HOPPER_HERE) {
 #ifdef HOPPER_EMULATED

@@ -1,8 +1,9 @@
-// Loads, stores and atomics of global memory with order and scope, and hints. PTX ISA: "ld", "ld.global.nc", "st",
-// "atom", "red", "Memory Consistency Model".
+// Loads, stores and atomics of global memory with order and scope, and hints. PTX ISA: "ld", "ld.global.nc",
+// "st", "atom", "red", "Memory Consistency Model".
 //
-// Flags, and payload that other blocks or ranks read while the kernel runs, go through load, store, reduce and atomic
-// only; never poll with a plain load. Each names its order and scope: load<Order::acquire, Scope::sys>(flag).
+// Flags, and payload that other blocks or ranks read while the kernel runs, go through load, store, reduce
+// and atomic only; never poll with a plain load. Each names its order and scope: load<Order::acquire,
+// Scope::sys>(flag).
 #pragma once
 
 #include <cstring>
@@ -66,8 +67,8 @@ struct __attribute__((may_alias)) Aliasing {
 
 }  // namespace detail
 
-// A vector V (uint4, float4, uint2, ...) at a pointer to its elements: one instruction of sizeof(V) bytes, any state
-// space. p must be aligned to sizeof(V).
+// A vector V (uint4, float4, uint2, ...) at a pointer to its elements: one instruction of sizeof(V) bytes,
+// any state space. p must be aligned to sizeof(V).
 template <class V, class T>
 HOPPER_DEVICE V load_vector(const T* p) {
   static_assert(sizeof(V) % sizeof(T) == 0 && alignof(V) == sizeof(V), "V is an aligned vector of Ts");

@@ -1,5 +1,6 @@
-// Register budgets of warpgroups. PTX ISA: "setmaxnreg". All warps of the warpgroup execute it; `up` waits until others
-// have given enough back. ptxas ignores it (C7508) unless the kernel has __launch_bounds__: HOPPER_KERNEL gives them.
+// Register budgets of warpgroups. PTX ISA: "setmaxnreg". All warps of the warpgroup execute it; `up` waits
+// until others have given enough back. ptxas ignores it (C7508) unless the kernel has __launch_bounds__:
+// HOPPER_KERNEL gives them.
 #pragma once
 
 #include "address.h"

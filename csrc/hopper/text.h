@@ -1,6 +1,6 @@
-// PTX text of the vocabulary's enums, device only: arrays for asm's "C" constraint, which inserts them into the
-// instruction, so that one asm statement serves every order, scope and operation. (CUDA "Inline PTX Assembly",
-// "Constraints".)
+// PTX text of the vocabulary's enums, device only: arrays for asm's "C" constraint, which inserts them into
+// the instruction, so that one asm statement serves every order, scope and operation. (CUDA "Inline PTX
+// Assembly", "Constraints".)
 #pragma once
 
 #include <type_traits>

@@ -5,7 +5,8 @@
 
 namespace hopper {
 
-// Nanoseconds; on the device its resolution may be a microsecond. In the emulator time passes with scheduling.
+// Nanoseconds; on the device its resolution may be a microsecond. In the emulator time passes with
+// scheduling.
 HOPPER_DEVICE uint64_t global_timer() {
 #ifdef HOPPER_EMULATED
   return emulator::global_timer();

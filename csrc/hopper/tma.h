@@ -1,6 +1,7 @@
-// Tensor copies by the TMA engine (async proxy). PTX ISA: "cp.async.bulk.tensor", "cp.reduce.async.bulk.tensor",
-// "prefetch.tensormap". Coordinates are elements, innermost first; what lies outside of the tensor is filled on loads
-// (and counted in the barrier's bytes) and skipped on stores. Shared addresses: 128-byte aligned.
+// Tensor copies by the TMA engine (async proxy). PTX ISA: "cp.async.bulk.tensor",
+// "cp.reduce.async.bulk.tensor", "prefetch.tensormap". Coordinates are elements, innermost first; what lies
+// outside of the tensor is filled on loads (and counted in the barrier's bytes) and skipped on stores. Shared
+// addresses: 128-byte aligned.
 //
 // One thread issues; `elect_one` picks it. The map is a __grid_constant__ parameter of the kernel.
 #pragma once
@@ -29,7 +30,8 @@ HOPPER_DEVICE int32_t coordinate(const int32_t (&c)[rank]) {
 
 }  // namespace detail
 
-// `what` for the tensor's rank. Each instruction below has its own operands first and then c0 .. c4 (HOPPER_TMA_C).
+// `what` for the tensor's rank. Each instruction below has its own operands first and then c0 .. c4
+// (HOPPER_TMA_C).
 #define HOPPER_TMA_RANK(what, c0, c1, c2, c3, c4, ...)                                             \
   if constexpr (rank == 1) what("1", "{%" #c0 "}", __VA_ARGS__);                                   \
   if constexpr (rank == 2) what("2", "{%" #c0 ", %" #c1 "}", __VA_ARGS__);                         \
@@ -41,8 +43,9 @@ HOPPER_DEVICE int32_t coordinate(const int32_t (&c)[rank]) {
       "r"(detail::coordinate<3>(c)), "r"(detail::coordinate<4>(c))
 #endif
 
-// The box at `c` to `dst`; its bytes complete on the barrier. cta_mask != 0: to the same place in those CTAs of the
-// cluster, each completing on its own barrier at the same address. A constant mask leaves one instruction.
+// The box at `c` to `dst`; its bytes complete on the barrier. cta_mask != 0: to the same place in those CTAs
+// of the cluster, each completing on its own barrier at the same address. A constant mask leaves one
+// instruction.
 template <CacheHint hint = CacheHint::normal, int rank>
 HOPPER_DEVICE void tma_load(void* dst, const TensorMap& map, Mbarrier* barrier, const int32_t (&c)[rank],
                             uint16_t cta_mask = 0, [[maybe_unused]] Site site = HOPPER_HERE) {
@@ -74,8 +77,8 @@ HOPPER_DEVICE void tma_load(void* dst, const TensorMap& map, Mbarrier* barrier, 
 #endif
 }
 
-// The box at `src` to the tensor; belongs to the thread's next bulk group (bulk.h). Ordinary writes to `src` need
-// fence_proxy_async by their threads and a barrier before.
+// The box at `src` to the tensor; belongs to the thread's next bulk group (bulk.h). Ordinary writes to `src`
+// need fence_proxy_async by their threads and a barrier before.
 template <CacheHint hint = CacheHint::normal, int rank>
 HOPPER_DEVICE void tma_store(const TensorMap& map, const void* src, const int32_t (&c)[rank],
                              [[maybe_unused]] Site site = HOPPER_HERE) {

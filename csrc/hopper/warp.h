@@ -20,7 +20,8 @@ HOPPER_DEVICE void syncwarp(uint32_t mask = kAllLanes, [[maybe_unused]] Site sit
 #endif
 }
 
-// True in one lane, the lowest here and in practice. What the others did before it needs a syncwarp to be ordered.
+// True in one lane, the lowest here and in practice. What the others did before it needs a syncwarp to be
+// ordered.
 HOPPER_DEVICE bool elect_one(uint32_t mask = kAllLanes, [[maybe_unused]] Site site = HOPPER_HERE) {
 #ifdef HOPPER_EMULATED
   return emulator::elect_one(mask, site);
@@ -64,8 +65,8 @@ HOPPER_DEVICE T shuffle_any(T value, uint32_t lane, uint32_t width, uint32_t mas
 
 }  // namespace detail
 
-// The value of lane `lane` of each group of `width` lanes. T: one to four words, an instruction for each. Every lane of
-// the mask takes part, also those whose value nobody reads.
+// The value of lane `lane` of each group of `width` lanes. T: one to four words, an instruction for each.
+// Every lane of the mask takes part, also those whose value nobody reads.
 template <class T>
 HOPPER_DEVICE T shuffle(T value, uint32_t lane, uint32_t width = 32, uint32_t mask = kAllLanes, Site site = HOPPER_HERE) {
   return detail::shuffle_any<Shuffle::idx>(value, lane, width, mask, site);
@@ -109,8 +110,8 @@ HOPPER_DEVICE bool all(bool predicate, uint32_t mask = kAllLanes, [[maybe_unused
 #endif
 }
 
-// One instruction for 32-bit integers (redux.sync); every lane gets the result. add, min, max of both signs; and, or,
-// xor of uint32_t. There is none for float on sm_90.
+// One instruction for 32-bit integers (redux.sync); every lane gets the result. add, min, max of both signs;
+// and, or, xor of uint32_t. There is none for float on sm_90.
 template <Reduce op, class T>
 HOPPER_DEVICE T warp_reduce(T value, uint32_t mask = kAllLanes, [[maybe_unused]] Site site = HOPPER_HERE) {
   constexpr bool is_signed = std::is_same_v<T, int32_t>;

@@ -1,9 +1,10 @@
-// Asynchronous matrix multiply of a warpgroup. PTX ISA: "wgmma.mma_async", "wgmma.fence", "wgmma.commit_group",
-// "wgmma.wait_group".
+// Asynchronous matrix multiply of a warpgroup. PTX ISA: "wgmma.mma_async", "wgmma.fence",
+// "wgmma.commit_group", "wgmma.wait_group".
 //
-// D[64 x n] (fp32, registers) = A[64 x k] B[k x n] (+ D), k = 32 for 8-bit and 16 for 16-bit formats. A and B lie in shared
-// memory (descriptor.h), or A in registers. The accumulators belong to the tensor core from issue to wait: do not touch
-// or copy them in between, and issue chains on the same array. FP8 keeps 14 bits of the sum and truncates: promote.
+// D[64 x n] (fp32, registers) = A[64 x k] B[k x n] (+ D), k = 32 for 8-bit and 16 for 16-bit formats. A and B
+// lie in shared memory (descriptor.h), or A in registers. The accumulators belong to the tensor core from
+// issue to wait: do not touch or copy them in between, and issue chains on the same array. FP8 keeps 14 bits
+// of the sum and truncates: promote.
 #pragma once
 
 #include "descriptor.h"
@@ -28,8 +29,9 @@ HOPPER_DEVICE void wgmma_commit([[maybe_unused]] Site site = HOPPER_HERE) {
 #endif
 }
 
-// Until at most `pending` committed groups are in flight: the accumulators of the others may be read, A in registers
-// and shared memory that they read may be written. Follow it by register_fence of those accumulators.
+// Until at most `pending` committed groups are in flight: the accumulators of the others may be read, A in
+// registers and shared memory that they read may be written. Follow it by register_fence of those
+// accumulators.
 template <uint32_t pending>
 HOPPER_DEVICE void wgmma_wait([[maybe_unused]] Site site = HOPPER_HERE) {
 #ifdef HOPPER_EMULATED
@@ -71,8 +73,8 @@ struct Wgmma {
 template <int n, Operand a, Operand b, Major a_major = Major::k, Major b_major = Major::k>
 struct Wgmma;
 
-// One instruction: types and k in the text, the accumulate switch as a predicate, scales of A and B 1, then - only for
-// 16-bit formats - whether A (from shared memory) and B are MN-major.
+// One instruction: types and k in the text, the accumulate switch as a predicate, scales of A and B 1, then -
+// only for 16-bit formats - whether A (from shared memory) and B are MN-major.
 #define HOPPER_WGMMA_ISSUE(n, places, what, a_text, a_operand, x1, x2, tail, tail_operands, ...)                          \
   asm volatile("{ .reg .pred p; setp.ne.b32 p, " x2 ", 0; wgmma.mma_async.sync.aligned.m64n" #n what " " places ", " a_text \
                ", " x1 ", p, 1, 1" tail "; }"                                                                             \
