@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from ._checks import E4M3, ceil_div, check_choice, check_tensor, require, round_up
+from ._checks import E4M3, ceil_div, check_choice, check_tensor, fail, require, round_up
 
 ACCUMULATIONS = ("exact", "hopper", "hopper_unpromoted")
 OPERANDS = (torch.bfloat16, torch.float32, torch.float64)
+# kFp8GemmTiles of csrc/gemm/fp8_gemm.h: rows and columns of the tiles that fp8_gemm has kernels for.
+FP8_GEMM_TILES = (
+    (256, 128), (128, 256), (128, 192), (128, 160), (128, 128), (128, 112), (128, 96), (64, 128), (64, 256),
+)  # fmt: skip
 
 
 def check_fp8(argument: str, q: object, ndim: int, device: torch.device | None = None) -> torch.Tensor:
@@ -84,6 +88,22 @@ def check_no_gradient(out: object, a: torch.Tensor, b: torch.Tensor) -> None:
     recorded = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
     rule = "must be None while gradients of a or b are recorded (detach them, or use torch.no_grad())"
     require(out is None or not recorded, "out", rule, "a tensor")
+
+
+def check_num_sms(num_sms: object) -> None:
+    """How many multiprocessors a kernel may use."""
+    valid = isinstance(num_sms, int) and not isinstance(num_sms, bool) and 0 <= num_sms < 2**31
+    require(valid, "num_sms", "must be an integer in 0..2^31-1 (0: all)", repr(num_sms))
+
+
+def check_tile(tile: object) -> tuple[int, int]:
+    """Rows and columns of a tile that has a kernel; zeros for None."""
+    if tile is None:
+        return 0, 0
+    if isinstance(tile, tuple) and tile in FP8_GEMM_TILES:
+        return tile
+    legal = ", ".join(map(str, FP8_GEMM_TILES))
+    fail("tile", f"must be None or one of {legal}", repr(tile))
 
 
 def check_accumulation(accumulation: object) -> None:

@@ -26,7 +26,9 @@ def _nothing(*args: Any) -> None:
     """In-place ops have no outputs."""
 
 
-def _rows_by_columns(a: Any, scale_a: Any, b: Any, scale_b: Any, out_dtype: Any, accumulation: Any) -> Any:
+def _rows_by_columns(
+    a: Any, scale_a: Any, b: Any, scale_b: Any, out_dtype: Any, accumulation: Any, *knobs: Any
+) -> Any:
     return a.new_empty((a.shape[0], b.shape[0]), dtype=out_dtype)
 
 
@@ -42,14 +44,16 @@ def _groups_of_outputs(
     return a.new_empty((offsets.shape[0] - 1, a.shape[0], b.shape[0]), dtype=out_dtype)
 
 
+# The knobs of fp8_gemm decide how a kernel does its work, never what comes out; 0: the cost model decides.
 fp8_gemm = declare(
-    "fp8_gemm(Tensor a, Tensor scale_a, Tensor b, Tensor scale_b, ScalarType out_dtype, str accumulation) -> Tensor",
+    "fp8_gemm(Tensor a, Tensor scale_a, Tensor b, Tensor scale_b, ScalarType out_dtype, str accumulation, "
+    "int num_sms=0, int tile_rows=0, int tile_columns=0) -> Tensor",
     reference=reference.fp8_gemm,
     fake=_rows_by_columns,
 )
 fp8_gemm_ = declare(
     "fp8_gemm_(Tensor a, Tensor scale_a, Tensor b, Tensor scale_b, Tensor(a!) out, bool accumulate, "
-    "str accumulation) -> ()",
+    "str accumulation, int num_sms=0, int tile_rows=0, int tile_columns=0) -> ()",
     reference=reference.fp8_gemm_,
     fake=_nothing,
 )

@@ -36,9 +36,13 @@ def kernel(op: _registry.Op, target: str, module: Any) -> Callable[..., Any]:
     prepare = None if target == "cuda" else functools.partial(_emulation.prepare, target, module)
     fake = op.fake
 
+    padded = _PADDED_ROWS.get(op.name, ())
+
     def run(*args: Any, **kwargs: Any) -> Any:
         if len(args) < len(names):
             args = (*args, *(_argument(schema, i, kwargs) for i in range(len(args), len(names))))
+        if padded:
+            args = tuple(_rows_for_tma(x) if i in padded else x for i, x in enumerate(args))
         outputs = fake(*args)
         if prepare is not None:
             prepare()
@@ -54,6 +58,21 @@ def kernel(op: _registry.Op, target: str, module: Any) -> Callable[..., Any]:
         return outputs
 
     return run
+
+
+# Operands that the kernels read by TMA: rows at multiples of 16 bytes. The quantisers return dense rows, so that a K
+# that is no multiple of 16 needs a copy here; the shapes of DeepSeek-V3 never do.
+_PADDED_ROWS = {"fp8_gemm": (0, 2), "fp8_gemm_": (0, 2)}
+
+
+def _rows_for_tma(x: torch.Tensor) -> torch.Tensor:
+    size = x.element_size()
+    if x.ndim != 2 or x.stride(1) != 1 or x.stride(0) * size % 16 == 0 or x.numel() == 0:
+        return x
+    columns = x.shape[1]
+    room = x.new_empty(x.shape[0], -(-columns * size // 16) * 16 // size)
+    room[:, :columns].copy_(x)
+    return room[:, :columns]
 
 
 def _argument(schema: Any, index: int, kwargs: dict[str, Any]) -> Any:

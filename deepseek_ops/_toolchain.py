@@ -115,7 +115,12 @@ def _compiler_problem() -> str | None:
         source.write_text(_PROBE)
         command = [compiler, "-std=c++20", str(source), "-o", str(program)]
         said = _output([*command, "-fsyntax-only"])
-        if re.search(r"unrecognized command.line option|invalid value|source_location|concepts", said):
+        plain = Path(folder, "plain.cpp")  # needs a standard library of any age, no C++20
+        plain.write_text("#include <string>\nint main() {}\n")
+        library = not _output([compiler, str(plain), "-fsyntax-only"])
+        if library and re.search(
+            r"unrecognized command.line option|invalid value|source_location|concepts", said
+        ):
             return (
                 f"{compiler} ({_first_line(_output([compiler, '--version']))}) has no C++20; install g++ 11 or newer, "
                 "or set CXX to one"

@@ -32,6 +32,9 @@ Words used below, once for all:
   "hopper_unpromoted" is the experiment of report 3.3.2: one accumulator over all of K. With unit scales it is
   what the hardware does; other scales multiply each product exactly, since the hardware has no place for them.
 
+Kernels compute the bits of "hopper" for "exact" too, and refuse "hopper_unpromoted". They want the elements of a row
+side by side and operands that start at multiples of 16 bytes; the reference takes any strides.
+
 Any dimension may be zero. Results repeat bit by bit. Every `ArgumentError` is raised before work starts.
 """
 
@@ -66,10 +69,17 @@ def fp8_gemm(
     out_dtype: torch.dtype | None = None,
     accumulate: bool = False,
     accumulation: str = "exact",
+    num_sms: int = 0,
+    tile: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """D = A B^T of an activation (1x128 scales) and a weight (128x128 scales): Fprop and Dgrad.
 
     a: e4m3 [M, K] with row scales; b: e4m3 [N, K] with block scales. Returns [M, N], bf16 unless asked otherwise.
+
+    Two knobs of the kernel, which never change a bit of the result and which the reference ignores:
+    num_sms: multiprocessors that it may use, so that communication can run beside it; 0: all.
+    tile: rows and columns of D that one block computes at a time, one of `_gemm_checks.FP8_GEMM_TILES`; None lets
+    a cost model choose.
     """
     check.check_fp8("a", a, 2)
     check.check_row_scale("scale_a", scale_a, a)
@@ -77,11 +87,13 @@ def fp8_gemm(
     check.check_same_size("b", b, 1, a.shape[1], "a has columns")
     check.check_block_scale("scale_b", scale_b, b)
     check.check_accumulation(accumulation)
+    check.check_num_sms(num_sms)
+    knobs = (num_sms, *check.check_tile(tile))
     shape = (a.shape[0], b.shape[0])
     dtype = check.check_output(out, out_dtype, torch.bfloat16, shape, a, accumulate)
     if out is None:
-        return ops.fp8_gemm(a, scale_a, b, scale_b, dtype, accumulation)
-    ops.fp8_gemm_(a, scale_a, b, scale_b, out, accumulate, accumulation)
+        return ops.fp8_gemm(a, scale_a, b, scale_b, dtype, accumulation, *knobs)
+    ops.fp8_gemm_(a, scale_a, b, scale_b, out, accumulate, accumulation, *knobs)
     return out
 
 

@@ -8,7 +8,7 @@ A test that takes `backend_name` runs once on each of reference, emulated and ch
 
 On emulated and checked every kernel runs with a seed made from the test's name. `@pytest.mark.emulated(seeds=8,
 asynchrony="lazy", schedule="pct")` asks for several seeds and sets options of `deepseek_ops.emulation`. A failure
-prints the seed; `pytest --emu-seed N <test>` replays it.
+prints the seed; `pytest --emu-seed N <test>` replays it. Hypothesis tests draw fewer examples there (EXAMPLES).
 """
 
 import contextlib
@@ -31,6 +31,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 torch.set_num_threads(1)
 
 BACKENDS = ("reference", "emulated", "checked")
+EXAMPLES = {"reference": 1.0, "emulated": 0.25, "checked": 0.1}  # share of the profile's max_examples
 
 
 def pytest_addoption(parser):
@@ -68,6 +69,21 @@ def _backend_of(item):
     return callspec.params.get("backend_name") if callspec else None
 
 
+@contextlib.contextmanager
+def _examples_for(item, name):
+    """A hypothesis test draws as many examples as its backend has time for."""
+    given = getattr(item.obj, "_hypothesis_internal_use_settings", None)  # as hypothesis' own plugin reads it
+    if given is None:
+        yield
+        return
+    count = max(1, int(given.max_examples * EXAMPLES[name]))
+    item.obj._hypothesis_internal_use_settings = settings(given, max_examples=count)
+    try:
+        yield
+    finally:
+        item.obj._hypothesis_internal_use_settings = given
+
+
 def _emulator_seed(item):
     given = item.config.getoption("--emu-seed")
     return zlib.crc32(item.nodeid.encode()) if given is None else given
@@ -83,6 +99,7 @@ def pytest_runtest_call(item):
     with contextlib.ExitStack() as stack:
         stack.enter_context(deepseek_ops.backend(name))
         stack.enter_context(deepseek_ops.emulation(**{"seed": _emulator_seed(item), **options}))
+        stack.enter_context(_examples_for(item, name))
         return (yield)
 
 

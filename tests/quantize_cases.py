@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 
 import numpy as np
 import torch
+
+import deepseek_ops
 
 from . import oracle_quantize as oracle
 
@@ -23,6 +26,17 @@ def rows(x):
 
 def i32(values):
     return torch.tensor(values, dtype=torch.int32)
+
+
+def on_reference(function):
+    """For what a test needs besides its subject: ops without kernels, inputs that only cost time in the emulator."""
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        with deepseek_ops.backend("reference"):
+            return function(*args, **kwargs)
+
+    return call
 
 
 def neighbours(value):

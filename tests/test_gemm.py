@@ -9,9 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import deepseek_ops
 from bench import accumulation as experiment
+from deepseek_ops import _registry
 from deepseek_ops import quantize as quant
+from deepseek_ops._emulation import ASYNCHRONY, SCHEDULES
+from deepseek_ops._gemm_checks import FP8_GEMM_TILES
 from deepseek_ops.gemm import fp8_gemm, fp8_gemm_grouped, fp8_gemm_masked, fp8_wgrad, fp8_wgrad_grouped
+
+from .quantize_cases import on_reference
 
 E4M3, BF16, FP32 = torch.float8_e4m3fn, torch.bfloat16, torch.float32
 MODES = ["exact", "hopper", "hopper_unpromoted"]
@@ -38,10 +44,12 @@ def offsets_of(sizes) -> torch.Tensor:
     return i32([0, *itertools.accumulate(sizes)])
 
 
+@on_reference
 def rows_of(m: int, k: int, positive: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     return quant.quantize_1x128(torch.rand(m, k) if positive else torch.randn(m, k))
 
 
+@on_reference
 def weight_of(*shape: int, positive: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     return quant.quantize_128x128(torch.rand(shape) if positive else torch.randn(shape))
 
@@ -82,14 +90,45 @@ def product_of(kind: str, m: int, n: int, k: int, positive: bool, accumulation: 
     return fp8_wgrad(a, sa, b, sb, accumulation=accumulation), rows64(a, sa) @ rows64(b, sb).T
 
 
+of_sign = pytest.mark.parametrize("positive", [False, True], ids=["zero_mean", "positive"])
+of_length = pytest.mark.parametrize("k", [128, 576, 2048, 7168, 16384])
+
+
+@of_sign
+@of_length
+@PROMOTED
+def test_accuracy_criterion(k, positive, accumulation, backend_name):
+    assert meets_criterion(*product_of("gemm", 48, 40, k, positive, accumulation), positive)
+
+
+@of_sign
+@of_length
+@PROMOTED
+def test_accuracy_criterion_of_wgrad(k, positive, accumulation):
+    assert meets_criterion(*product_of("wgrad", 48, 40, k, positive, accumulation), positive)
+
+
+@of_sign
 @pytest.mark.parametrize("kind", ["gemm", "wgrad"])
-@pytest.mark.parametrize("positive", [False, True], ids=["zero_mean", "positive"])
-@pytest.mark.parametrize("k", [128, 576, 2048, 7168, 16384])
-def test_accuracy_criterion(k, positive, kind):
-    for accumulation in ("exact", "hopper"):
-        assert meets_criterion(*product_of(kind, 48, 40, k, positive, accumulation), positive)
-    if k >= 2048:  # the criterion must see a build without promotion
-        assert not meets_criterion(*product_of(kind, 48, 40, k, positive, "hopper_unpromoted"), positive)
+@pytest.mark.parametrize("k", [2048, 7168, 16384])
+def test_the_criterion_sees_accumulation_without_promotion(k, kind, positive):
+    assert not meets_criterion(*product_of(kind, 48, 40, k, positive, "hopper_unpromoted"), positive)
+
+
+@of_sign
+@pytest.mark.parametrize("k", [2048, 16384])
+def test_the_criterion_sees_a_kernel_without_promotion(k, positive):
+    reason = _registry.absent_reason("emulated")
+    if reason:
+        pytest.skip(f"backend emulated: {reason}")
+    with deepseek_ops.backend("emulated"):
+        assert meets_criterion(*product_of("gemm", 48, 40, k, positive, "hopper"), positive)
+        sites = [site for site in deepseek_ops.drop_sites() if site.kind == "promotion"]
+        assert sites and all(site.count > 0 for site in sites)
+        with deepseek_ops.emulation(drop=("promotion", "")):
+            assert not meets_criterion(*product_of("gemm", 48, 40, k, positive, "hopper"), positive)
+        with deepseek_ops.emulation(drop=("promotion", "", 7)):  # only one of all
+            assert not meets_criterion(*product_of("gemm", 48, 40, k, False, "hopper"), False)
 
 
 @given(
@@ -118,12 +157,105 @@ def test_edge_sizes(m, n, k, accumulation, out_dtype):
         assert ((result.double() - exact).abs() <= rounding + cut).all()
 
 
+def framed(x: torch.Tensor, before: int, after: int, fill: float) -> torch.Tensor:
+    """A view with the values of x whose rows lie `before + after` elements apart, `fill` on every side."""
+    codes = x.view(torch.uint8) if x.dtype == E4M3 else x
+    room = torch.full((x.shape[0] + 2, before + x.shape[1] + after), fill, dtype=codes.dtype)
+    view = room[1:-1, before : before + x.shape[1]]
+    view.copy_(codes)
+    return view.view(x.dtype)
+
+
+def as_stored(x: torch.Tensor) -> torch.Tensor:
+    """The bits of all the memory behind x."""
+    return torch.tensor([], dtype=x.dtype).set_(x.untyped_storage()).view(torch.uint8).clone()
+
+
+EDGE_M = [0, 1, 2, 7, 63, 64, 65, 127, 128, 129, 255, 257]
+EDGE_NK = list(itertools.product([8, 16, 33, 72, 128, 136, 576], [16, 128, 144, 512, 576, 1536]))
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "k", "case"),
+    [(EDGE_M[(i + i // 6) % 12], n, k, i) for i, (n, k) in enumerate(EDGE_NK)],
+    ids=lambda v: str(v),
+)
+def test_edges_in_foreign_memory(m, n, k, case, backend_name):
+    """research/gemm-quant.md 7.4: operands and D inside larger buffers; nothing around them is read or written."""
+    torch.manual_seed(case)
+    (a, sa), (b, sb) = rows_of(m, k), weight_of(n, k)
+    dtype, accumulate = (BF16, FP32)[case % 2], case % 3 == 0
+    old = torch.randn(m, n).to(dtype)
+    # TMA: rows at multiples of 16 bytes. scale_b and D are free.
+    operands = (
+        framed(a, 16, -k % 16 + 32, 0x7F),
+        framed(sa, 4, 8, float("nan")),
+        framed(b, 32, -k % 16 + 16, 0x7F),
+        framed(sb, 1, 2, float("nan")),
+    )
+    out = framed(old, (8, 1, 0)[case % 3], (8 - n % 8, 2, 3)[case % 3], 777.0)
+    before = [as_stored(x) for x in operands]
+    wide = on_reference(fp8_gemm)(a, sa, b, sb, out_dtype=FP32, accumulation="hopper")
+    want = framed((old.float() + wide if accumulate else wide).to(dtype), 0, 0, 777.0)
+
+    result = fp8_gemm(*operands, out=out, accumulate=accumulate, accumulation="hopper")
+    assert result is out and torch.equal(out, want)
+    exact = rows64(a, sa) @ blocks64(b, sb).T
+    assert ((wide.double() - exact).abs() <= 2e-3 * k**0.5).all()
+    assert all(torch.equal(as_stored(x), y) for x, y in zip(operands, before, strict=True))
+    out.fill_(777.0)
+    assert (torch.tensor([], dtype=dtype).set_(out.untyped_storage()) == 777.0).all()
+
+
+@PROMOTED
+@pytest.mark.parametrize(("m", "n", "k"), [(0, 8, 16), (7, 0, 16), (7, 8, 0), (0, 0, 0)])
+def test_empty_products(m, n, k, accumulation, backend_name):
+    (a, sa), (b, sb) = rows_of(m, k), weight_of(n, k)
+    for dtype in (BF16, FP32):
+        assert torch.equal(
+            fp8_gemm(a, sa, b, sb, out_dtype=dtype, accumulation=accumulation),
+            torch.zeros(m, n, dtype=dtype),
+        )
+    out = torch.ones(m, n)
+    assert (fp8_gemm(a, sa, b, sb, out=out, accumulate=True, accumulation=accumulation) == 1).all()
+
+
+@pytest.mark.parametrize("tile", [None, *FP8_GEMM_TILES], ids=lambda t: t and f"{t[0]}x{t[1]}")
+def test_knobs_change_no_bit(tile, backend_name):
+    torch.manual_seed(0)
+    (a, sa), (b, sb) = rows_of(200, 144), weight_of(264, 144)
+    want = on_reference(fp8_gemm)(a, sa, b, sb, out_dtype=FP32, accumulation="hopper")
+    for num_sms, dtype in ((0, BF16), (1, FP32), (3, BF16), (1000, FP32)):
+        knobs = {"accumulation": "hopper", "tile": tile, "num_sms": num_sms}
+        assert torch.equal(fp8_gemm(a, sa, b, sb, out_dtype=dtype, **knobs), want.to(dtype))
+    old = torch.randn(200, 264)
+    out = old.clone()
+    fp8_gemm(a, sa, b, sb, out=out, accumulate=True, accumulation="hopper", tile=tile, num_sms=2)
+    assert torch.equal(out, old + want)
+
+
+@pytest.mark.parametrize("out_dtype", [BF16, FP32])
+def test_twenty_runs_of_any_schedule_give_the_same_bits(out_dtype, backend_name):
+    torch.manual_seed(0)
+    (a, sa), (b, sb) = rows_of(130, 528), weight_of(264, 528)
+    want = fp8_gemm(a, sa, b, sb, out_dtype=out_dtype, accumulation="hopper")
+    for seed in range(20):
+        with deepseek_ops.emulation(
+            seed=seed,
+            schedule=SCHEDULES[seed % 4],
+            asynchrony=ASYNCHRONY[seed % 3],
+            sm_count=1 + seed % 5,
+        ):
+            got = fp8_gemm(a, sa, b, sb, out_dtype=out_dtype, accumulation="hopper")
+        assert torch.equal(got, want)
+
+
 def test_exact_is_rounded_in_fp32_only():
     result, exact = product_of("gemm", 64, 64, 4096, False, "exact")
     assert errors(result, exact)[0] < 1e-6
 
 
-def test_scales_of_a_short_row_block_and_a_short_last_tile():
+def test_scales_of_a_short_row_block_and_a_short_last_tile(backend_name):
     # Values that differ by block: a scale taken from the wrong row, block or tile is far off.
     a = torch.ones(130, 272).to(E4M3)
     b = torch.ones(272, 272).to(E4M3)
@@ -141,10 +273,19 @@ def test_scales_of_a_short_row_block_and_a_short_last_tile():
         assert torch.allclose(result, want, rtol=2e-3)
 
 
+@PROMOTED
+def test_bf16_is_one_rounding_of_fp32_and_repeats_bitwise(accumulation, backend_name):
+    check_rounding_and_repeats(accumulation, 304)
+
+
 @pytest.mark.parametrize("accumulation", MODES)
-def test_bf16_is_one_rounding_of_fp32_and_repeats_bitwise(accumulation):
+def test_rounding_and_repeats_with_rows_that_tma_cannot_address(accumulation):
+    check_rounding_and_repeats(accumulation, 300)
+
+
+def check_rounding_and_repeats(accumulation, k):
     torch.manual_seed(0)
-    (a, sa), (b, sb) = rows_of(33, 300), weight_of(40, 300)
+    (a, sa), (b, sb) = rows_of(33, k), weight_of(40, k)
     wide = fp8_gemm(a, sa, b, sb, out_dtype=FP32, accumulation=accumulation)
     assert torch.equal(fp8_gemm(a, sa, b, sb, accumulation=accumulation), wide.to(BF16))
     for _ in range(20):
@@ -153,19 +294,29 @@ def test_bf16_is_one_rounding_of_fp32_and_repeats_bitwise(accumulation):
 
 @PROMOTED
 @pytest.mark.parametrize("dtype", [BF16, FP32])
-def test_accumulate_is_one_rounding(accumulation, dtype):
+def test_accumulate_is_one_rounding(accumulation, dtype, backend_name):
+    check_accumulate(fp8_gemm, weight_of, accumulation, dtype)
+
+
+@PROMOTED
+@pytest.mark.parametrize("dtype", [BF16, FP32])
+def test_accumulate_of_wgrad_is_one_rounding(accumulation, dtype):
+    check_accumulate(fp8_wgrad, rows_of, accumulation, dtype)
+
+
+def check_accumulate(op, right_of, accumulation, dtype):
     torch.manual_seed(0)
-    (a, sa), (b, sb), (c, sc) = rows_of(9, 272), weight_of(12, 272), rows_of(12, 272)
+    (a, sa), right = rows_of(9, 272), right_of(12, 272)
     old = torch.randn(9, 12).to(dtype) * 64
-    for op, right in ((fp8_gemm, (b, sb)), (fp8_wgrad, (c, sc))):
-        fresh = op(a, sa, *right, out_dtype=FP32, accumulation=accumulation)
-        out = old.clone()
-        result = op(a, sa, *right, out=out, accumulate=True, accumulation=accumulation)
-        assert result is out and torch.equal(out, (old.float() + fresh).to(dtype))
-        assert op(a, sa, *right, out=out, accumulation=accumulation) is out  # and overwriting forgets it
-        assert torch.equal(out, fresh.to(dtype))
+    fresh = op(a, sa, *right, out_dtype=FP32, accumulation=accumulation)
+    out = old.clone()
+    result = op(a, sa, *right, out=out, accumulate=True, accumulation=accumulation)
+    assert result is out and torch.equal(out, (old.float() + fresh).to(dtype))
+    assert op(a, sa, *right, out=out, accumulation=accumulation) is out  # and overwriting forgets it
+    assert torch.equal(out, fresh.to(dtype))
 
 
+# Kernels refuse the strides of the next two: they want the elements of a row side by side (test_gemm_arguments.py).
 @PROMOTED
 def test_output_with_strides_and_canaries(accumulation):
     torch.manual_seed(0)
@@ -284,19 +435,36 @@ def test_wgrad_equals_gradient_of_the_quantised_linear_layer():
 
 
 @PROMOTED
-def test_nan_and_large_range_stay_in_their_rows(accumulation):
+def test_nan_and_large_range_stay_in_their_rows(accumulation, backend_name):
     torch.manual_seed(0)
     x = torch.randn(8, 256)
     x[3, 7] = float("nan")
     x[5, :128] *= 1e30
     x[6] *= 1e-30
-    (a, sa), (b, sb) = quant.quantize_1x128(x), weight_of(8, 256)
+    (a, sa), (b, sb) = on_reference(quant.quantize_1x128)(x), weight_of(8, 256)
     result = fp8_gemm(a, sa, b, sb, out_dtype=FP32, accumulation=accumulation)
     assert result[3].isnan().all()
     rest = [0, 1, 2, 4, 5, 6, 7]
     exact = (rows64(a, sa) @ blocks64(b, sb).T)[rest]
     per_row = exact.square().mean(1).sqrt()
     assert ((result[rest].double() - exact).abs().amax(1) <= 2e-3 * per_row).all()
+
+
+@PROMOTED
+def test_nan_and_infinity_of_weights_and_scales_stay_in_their_columns_and_rows(accumulation, backend_name):
+    torch.manual_seed(0)
+    (a, sa), (b, sb) = rows_of(70, 272), weight_of(136, 272)
+    clean = fp8_gemm(a, sa, b, sb, out_dtype=FP32, accumulation=accumulation)
+    b.view(torch.uint8)[9, 270] = 0x7F  # NaN in the tail of K
+    b.view(torch.uint8)[133, 3] = 0xFF
+    sa[1, 69] = float("inf")
+    a.view(torch.uint8)[69, 130] = 0x30  # infinity times something
+    result = fp8_gemm(a, sa, b, sb, out_dtype=FP32, accumulation=accumulation)
+    assert result[:, [9, 133]].isnan().all() and not result[69].isfinite().any()
+    keep = torch.ones(136, dtype=torch.bool)
+    keep[[9, 133]] = False
+    assert torch.allclose(result[:69, keep], clean[:69, keep], rtol=1e-6, atol=1e-5)
+    assert accumulation == "exact" or torch.equal(result[:69, keep], clean[:69, keep])
 
 
 def test_the_reports_experiment_reproduces_the_table():

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
-from deepseek_ops import ArgumentError
+import deepseek_ops
+from deepseek_ops import ArgumentError, _registry
 from deepseek_ops import gemm as family
 from deepseek_ops import quantize as quant
+from deepseek_ops._gemm_checks import FP8_GEMM_TILES
 from deepseek_ops._registry import OPS
 
 E4M3, BF16, FP32 = torch.float8_e4m3fn, torch.bfloat16, torch.float32
 FP8 = ["fp8_gemm", "fp8_gemm_grouped", "fp8_gemm_masked", "fp8_wgrad", "fp8_wgrad_grouped"]
 WIDE = ["gemm", "gemm_grouped", "gemm_masked", "wgrad", "wgrad_grouped"]
+LEGAL = ", ".join(map(str, FP8_GEMM_TILES))
 ACCUMULATING = ["fp8_gemm", "fp8_wgrad", "fp8_wgrad_grouped", "gemm", "wgrad", "wgrad_grouped"]
 
 
@@ -189,6 +193,78 @@ def test_fp8_operands_are_not_written(name):
         call(name, **arguments, accumulation=accumulation)
     for key, before in valid(name).items():
         assert torch.equal(arguments[key].view(torch.uint8), before.view(torch.uint8))
+
+
+# fp8_gemm has kernels: the same bodies on every backend.
+@pytest.mark.parametrize(
+    "body",
+    [test_errors_of_outputs, test_accumulate_needs_out, test_errors_of_fp8_operands, test_opcheck],
+    ids=lambda body: body.__name__.removeprefix("test_"),
+)
+def test_fp8_gemm_on_every_backend(body, backend_name):
+    body("fp8_gemm")
+
+
+def test_fp8_gemm_does_not_write_its_operands(backend_name):
+    arguments = valid("fp8_gemm")
+    for accumulation in ("exact", "hopper"):
+        call("fp8_gemm", **arguments, accumulation=accumulation)
+    for key, before in valid("fp8_gemm").items():
+        assert torch.equal(arguments[key].view(torch.uint8), before.view(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"num_sms": -1}, "num_sms: must be an integer in 0..2^31-1 (0: all); got -1"),
+        ({"num_sms": 2**31}, "num_sms: must be an integer in 0..2^31-1 (0: all); got 2147483648"),
+        ({"num_sms": 2.0}, "num_sms: must be an integer in 0..2^31-1 (0: all); got 2.0"),
+        ({"num_sms": True}, "num_sms: must be an integer in 0..2^31-1 (0: all); got True"),
+        ({"tile": (128, 64)}, f"tile: must be None or one of {LEGAL}; got (128, 64)"),
+        ({"tile": (0, 0)}, f"tile: must be None or one of {LEGAL}; got (0, 0)"),
+        ({"tile": 128}, f"tile: must be None or one of {LEGAL}; got 128"),
+        ({"tile": [128, 128]}, f"tile: must be None or one of {LEGAL}; got [128, 128]"),
+    ],
+    ids=lambda x: str(x) if isinstance(x, dict) else "",
+)
+def test_errors_of_knobs(knobs, message, backend_name):
+    for out in (None, torch.full((6, 8), 777.0)):
+        with refused(message):
+            call("fp8_gemm", **knobs, out=out)
+        assert out is None or (out == 777.0).all()
+
+
+def test_legal_tiles_are_those_of_the_kernels():
+    header = (Path(__file__).parents[1] / "csrc" / "gemm" / "fp8_gemm.h").read_text()
+    listed = header.split("kFp8GemmTiles[] = {", 1)[1].split(";", 1)[0]
+    pairs = re.findall(r"\{(\d+), (\d+)\}", listed)
+    assert tuple((int(rows), int(columns)) for rows, columns in pairs) == FP8_GEMM_TILES
+
+
+@pytest.mark.parametrize("name", ["emulated", "checked"])
+def test_errors_of_kernels_alone(name):
+    reason = _registry.absent_reason(name)
+    if reason:
+        pytest.skip(f"backend {name}: {reason}")
+    arguments, out = valid("fp8_gemm"), torch.full((6, 16), 777.0)
+    with deepseek_ops.backend(name):
+        with refused("accumulation: must be exact or hopper, which kernels compute"):
+            call("fp8_gemm", accumulation="hopper_unpromoted")
+        with refused("a: must have stride 1 along dimension 1"):
+            call("fp8_gemm", a=arguments["a"].view(torch.uint8).T.contiguous().T.view(E4M3))
+        with refused("out: must have stride 1 along dimension 1"):
+            call("fp8_gemm", out=out[:, ::2])
+        with refused("b: must start at a multiple of 16 bytes"):
+            call("fp8_gemm", b=torch.zeros(8, 272, dtype=torch.uint8)[:, 8:264].view(E4M3))
+        raw, positional = OPS["fp8_gemm"].raw, tuple(arguments.values())
+        for knobs, message in (
+            ((-1, 0, 0), "num_sms: must be in 0..2^31-1; got -1"),
+            ((0, 128, 0), f"tile: must be one of {LEGAL}; got (128, 0)"),
+            ((0, 2**40, 128), "tile_rows: must be in 0..2^31-1; got 1099511627776"),
+        ):
+            with refused(message):
+                raw(*positional, FP32, "hopper", *knobs)
+    assert (out == 777.0).all()
 
 
 def test_opcheck_of_the_masked_weight_gradient():

@@ -1,4 +1,6 @@
 // The GEMM family's ops (deepseek_ops/_gemm_ops.py) and the functions of csrc/gemm that compute them.
+#include <cstdint>
+
 #include "../gemm/fp8_gemm.h"
 #include "kernels.h"
 
@@ -9,8 +11,19 @@ using T = const TensorView&;
 int64_t blocks(int64_t size) { return (size + 127) / 128; }
 int64_t round_up(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
 
-// D [+]= A B^T; strides and alignment are checked by fp8_gemm itself.
-void gemm(hopper::Stream stream, T a, T scale_a, T b, T scale_b, T d, bool accumulate, const std::string& accumulation) {
+// What the op lets its caller decide instead of the cost model; zeros leave it to the model.
+struct Knobs {
+  int64_t num_sms, tile_rows, tile_columns;
+};
+
+int32_t narrow(const char* name, int64_t value) {
+  require(value >= 0 && value <= INT32_MAX, name, "must be in 0..2^31-1", value);
+  return static_cast<int32_t>(value);
+}
+
+// D [+]= A B^T; strides, alignment and the knobs are checked by fp8_gemm itself.
+void gemm(hopper::Stream stream, T a, T scale_a, T b, T scale_b, T d, bool accumulate, const std::string& accumulation,
+          Knobs knobs) {
   require(accumulation == "exact" || accumulation == "hopper", "accumulation",
           "must be exact or hopper, which kernels compute (only the reference leaves promotion out)", accumulation);
   check_dtype(a, {Dtype::e4m3});
@@ -43,6 +56,9 @@ void gemm(hopper::Stream stream, T a, T scale_a, T b, T scale_b, T d, bool accum
   x.d_stride = d.stride[0];
   x.d_type = d.dtype == Dtype::bf16 ? OutputType::bf16 : OutputType::fp32;
   x.accumulate = accumulate;
+  x.num_sms = narrow("num_sms", knobs.num_sms);
+  if (knobs.tile_rows != 0 || knobs.tile_columns != 0)
+    x.tile = TileShape{narrow("tile_rows", knobs.tile_rows), narrow("tile_columns", knobs.tile_columns)};
   fp8_gemm(x, stream);
 }
 
@@ -50,12 +66,17 @@ void gemm(hopper::Stream stream, T a, T scale_a, T b, T scale_b, T d, bool accum
 
 void bind_gemm(bindings::Module& to) {
   using namespace bindings;
-  to.add(kernel("fp8_gemm", +[](hopper::Stream s, T a, T scale_a, T b, T scale_b, Dtype, const std::string& accumulation, T d) {
-    gemm(s, a, scale_a, b, scale_b, d, false, accumulation);
-  }, {in("a"), in("scale_a"), in("b"), in("scale_b"), scalar("out_dtype"), scalar("accumulation"), out("d")}));
+  to.add(kernel("fp8_gemm", +[](hopper::Stream s, T a, T scale_a, T b, T scale_b, Dtype,
+                                const std::string& accumulation, int64_t num_sms, int64_t tile_rows,
+                                int64_t tile_columns, T d) {
+    gemm(s, a, scale_a, b, scale_b, d, false, accumulation, {num_sms, tile_rows, tile_columns});
+  }, {in("a"), in("scale_a"), in("b"), in("scale_b"), scalar("out_dtype"), scalar("accumulation"), scalar("num_sms"),
+      scalar("tile_rows"), scalar("tile_columns"), out("d")}));
 
   to.add(kernel("fp8_gemm_", +[](hopper::Stream s, T a, T scale_a, T b, T scale_b, T out, bool accumulate,
-                                 const std::string& accumulation) {
-    gemm(s, a, scale_a, b, scale_b, out, accumulate, accumulation);
-  }, {in("a"), in("scale_a"), in("b"), in("scale_b"), in_out("out"), scalar("accumulate"), scalar("accumulation")}));
+                                 const std::string& accumulation, int64_t num_sms, int64_t tile_rows,
+                                 int64_t tile_columns) {
+    gemm(s, a, scale_a, b, scale_b, out, accumulate, accumulation, {num_sms, tile_rows, tile_columns});
+  }, {in("a"), in("scale_a"), in("b"), in("scale_b"), in_out("out"), scalar("accumulate"), scalar("accumulation"),
+      scalar("num_sms"), scalar("tile_rows"), scalar("tile_columns")}));
 }

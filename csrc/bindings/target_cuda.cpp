@@ -14,6 +14,14 @@ namespace {
 constexpr int kMaxDevices = 64;
 
 void check(cudaError_t status, const char* what) {
+  if (status == cudaErrorInsufficientDriver) {
+    int built = 0, driver = 0;
+    cudaRuntimeGetVersion(&built);
+    cudaDriverGetVersion(&driver);
+    auto text = [](int v) { return std::to_string(v / 1000) + "." + std::to_string(v % 1000 / 10); };
+    throw BackendError("the kernels were built with CUDA " + text(built) + ", the driver supports " + text(driver) +
+                       ": update the driver, or reinstall with CUDACXX naming an nvcc of CUDA 12.9");
+  }
   if (status != cudaSuccess) throw BackendError(std::string(what) + ": " + cudaGetErrorString(status));
 }
 
@@ -35,8 +43,10 @@ class DeviceScope {
  public:
   explicit DeviceScope(int device) {
     check(cudaGetDevice(&previous_), "current CUDA device");
+    // Always: it also binds the device's primary context to a thread that has none yet (autograd's), and the driver's
+    // cuTensorMapEncodeTiled needs one.
+    check(cudaSetDevice(device), "selecting the tensors' device");
     if (previous_ == device) previous_ = -1;
-    else check(cudaSetDevice(device), "selecting the tensors' device");
   }
   ~DeviceScope() {
     if (previous_ >= 0) cudaSetDevice(previous_);

@@ -69,7 +69,7 @@ struct Pipeline {
     if constexpr (ClusterSize == 1) {
       if (lane == 0) hopper::mbarrier_arrive(&empty[cursor.stage], 1, site);
     } else {
-      if (lane < ClusterSize) hopper::mbarrier_arrive_cluster(&empty[cursor.stage], lane, site);
+      if (lane < ClusterSize) hopper::mbarrier_arrive_cluster<hopper::Scope::cta>(&empty[cursor.stage], lane, site);
     }
   }
 };

@@ -57,12 +57,15 @@ bool in_a_module(uintptr_t address) {
 }
 
 // `aligned`: by the instruction's type; a GPU refuses the address otherwise (PTX ISA: "Addresses as operands").
+const uintptr_t stacks = reinterpret_cast<uintptr_t>(stack_region());
+const uintptr_t windows = reinterpret_cast<uintptr_t>(window_region());
+
 inline void seen(const void* p, size_t bytes, bool write, void* pc, bool aligned = false) {
   World* w = running();
   if (!w || !w->current || !w->checking) return;
   Thread* t = w->current;
   const auto address = reinterpret_cast<uintptr_t>(p);
-  const auto in_stacks = address - reinterpret_cast<uintptr_t>(stack_region());
+  const auto in_stacks = address - stacks;
   if (in_stacks < stack_region_bytes()) {
     if (address - reinterpret_cast<uintptr_t>(t->fiber.stack) >= kStackBytes) {
       const auto at_pc = reinterpret_cast<uintptr_t>(pc);
@@ -76,7 +79,7 @@ inline void seen(const void* p, size_t bytes, bool write, void* pc, bool aligned
     }
     return;
   }
-  const auto in_windows = address - reinterpret_cast<uintptr_t>(window_region());
+  const auto in_windows = address - windows;
   if (in_windows >= kMaxWindows * kWindowBytes && !write && !w->buffer_of(address)) {
     // Constants of the program and the launch's arguments are read from ordinary memory.
     const std::vector<uint8_t>& arguments = t->block->grid->arguments;

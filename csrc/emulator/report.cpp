@@ -218,11 +218,17 @@ std::string describe_waits() {
 
 bool dropped_here(const char* kind, Site site) {
   World& w = world();
-  std::string s = at(site);
-  const uint64_t count = w.drops[{kind, s}]++;
-  if (w.options.drop_kind != kind) return false;
-  if (!w.options.drop_site.empty() && w.options.drop_site != s) return false;
-  return w.options.drop_nth < 0 || static_cast<uint64_t>(w.options.drop_nth) == count;
+  // Asked at every step: found by the addresses of the texts, which are named once.
+  const uint64_t key = (reinterpret_cast<uintptr_t>(kind) * 0x9E3779B97F4A7C15ull) ^ (reinterpret_cast<uintptr_t>(site.file) * 31 + site.line);
+  auto [it, fresh] = w.drop_places.try_emplace(key);
+  DropPlace& place = it->second;
+  if (fresh) {
+    const std::string s = at(site);
+    place.count = &w.drops[{kind, s}];
+    place.chosen = w.options.drop_kind == kind && (w.options.drop_site.empty() || w.options.drop_site == s);
+  }
+  const uint64_t count = (*place.count)++;
+  return place.chosen && (w.options.drop_nth < 0 || static_cast<uint64_t>(w.options.drop_nth) == count);
 }
 
 bool dropped(const char* what, Site site) { return dropped_here(what, site); }

@@ -51,15 +51,24 @@ bool group_done(const std::vector<PlannedWgmma>& of, const Warpgroup& g) {
   return std::all_of(of.begin(), of.end(), [&](const PlannedWgmma& p) { return executed(p, g); });
 }
 
+// Two neighbouring columns at a time: registers i and i + 1 of a thread and their place in the tile.
+template <class Visit>
+void for_each_pair(uint32_t lane, AccumulatorTile& tile, Visit visit) {
+  const Place top = accumulator_place(lane, 0), bottom = accumulator_place(lane, 2);
+  float* upper = tile.values.data() + top.row * tile.n + top.column;
+  float* lower = tile.values.data() + bottom.row * tile.n + bottom.column;
+  for (uint32_t i = 0; i < tile.n / 2; i += 4, upper += 8, lower += 8) {
+    visit(i, upper);
+    visit(i + 2, lower);
+  }
+}
+
 // The registers of the thread take their values back, unless a later wgmma owns them.
 void give_back(Thread* t, AccumulatorTile& tile) {
   const uint32_t lane = thread_in_group(t);
   float* registers = tile.registers[lane];
   if (tile.uses[lane] != 0 || !registers) return;
-  for (uint32_t i = 0; i < tile.n / 2; ++i) {
-    const Place p = accumulator_place(lane, i);
-    registers[i] = tile.values[p.row * tile.n + p.column];
-  }
+  for_each_pair(lane, tile, [registers](uint32_t i, float* pair) { std::memcpy(registers + i, pair, 8); });
   tile.registers[lane] = nullptr;
 }
 
@@ -127,11 +136,8 @@ void log_wgmma(const WgmmaShape& shape, float* d, const uint32_t* a_words, uint6
       w.stop();
     }
     tile->registers[lane] = d;
-    for (uint32_t i = 0; i < shape.n / 2; ++i) {
-      const Place p = accumulator_place(lane, i);
-      tile->values[p.row * shape.n + p.column] = d[i];
-      std::memcpy(&d[i], &kOwned, 4);
-    }
+    for_each_pair(lane, *tile, [d](uint32_t i, float* pair) { std::memcpy(pair, d + i, 8); });
+    for (uint32_t i = 0; i < shape.n / 2; ++i) std::memcpy(&d[i], &kOwned, 4);
   }
   op.tile = tile;
   ++tile->uses[lane];

@@ -242,6 +242,12 @@ struct BlockInfo {                        // of every block there ever was, by u
   std::string grid;
 };
 
+// A step that a mutation run may leave out.
+struct DropPlace {
+  uint64_t* count = nullptr;
+  bool chosen = false;
+};
+
 class World {
  public:
   explicit World(int ranks);
@@ -304,6 +310,7 @@ class World {
   std::vector<size_t> free_stacks, free_windows;
   std::vector<Block*> window_owner = std::vector<Block*>(kMaxWindows);
   std::map<std::pair<std::string, std::string>, uint64_t> drops;
+  std::unordered_map<uint64_t, DropPlace> drop_places;
   uint64_t steps = 0;
   uint64_t timer_reads = 0, leapt = 0;                          // nanoseconds that global_timer() is ahead of the steps
   uint32_t resident = 0;

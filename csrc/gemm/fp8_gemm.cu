@@ -2,6 +2,7 @@
 #include "fp8_gemm.h"
 
 #include <algorithm>
+#include <string>
 
 #include "../common/checks.h"
 #include "../hopper/tensor_map.h"
@@ -25,6 +26,10 @@ struct Range {
 
 Range rows_range(const char* name, const void* p, int64_t rows, int64_t row_bytes, int64_t stride_bytes) {
   return {name, p, rows == 0 || row_bytes == 0 ? 0 : (rows - 1) * stride_bytes + row_bytes};
+}
+
+std::string tile_text(TileShape tile) {
+  return "(" + std::to_string(tile.rows) + ", " + std::to_string(tile.columns) + ")";
 }
 
 void check_size(const char* name, int64_t value) {
@@ -53,11 +58,23 @@ Fp8GemmArguments with_plain_strides(Fp8GemmArguments x) {
   return x;
 }
 
+void check_tile(const Fp8GemmArguments& x) {
+  require(x.tile || !x.multicast, "multicast", "needs a tile, for the cost model chooses both", "no tile");
+  if (!x.tile) return;
+  std::string legal;
+  for (const TileShape& shape : kFp8GemmTiles) {
+    if (shape == *x.tile) return;
+    legal += (legal.empty() ? "" : ", ") + tile_text(shape);
+  }
+  fail("tile", "must be one of " + legal, tile_text(*x.tile));
+}
+
 void check(const Fp8GemmArguments& x) {
   check_size("m", x.m);
   check_size("n", x.n);
   check_size("k", x.k);
   require(x.num_sms >= 0, "num_sms", "must not be negative (0 means all)", x.num_sms);
+  check_tile(x);
   const int64_t element = bytes_of(x.d_type);
   check_rows("a", "a_stride", x.a, x.m, x.k, x.a_stride, 1, 16);
   check_rows("b", "b_stride", x.b, x.n, x.k, x.b_stride, 1, 16);
@@ -151,8 +168,9 @@ void run_tile(const Fp8GemmArguments& x, Multicast multicast, int32_t sms, hoppe
 
 TileChoice fp8_gemm_choice(const Fp8GemmArguments& x) {
   const TileProblem problem{x.m, x.n, x.k, usable_sms(x)};
-  if (x.choose) return choose_tile(problem, kFp8GemmTiles, kFp8GemmTileCount);
-  return {x.tile, x.multicast, gemm_clocks(problem, x.tile, x.multicast)};
+  if (!x.tile) return choose_tile(problem, kFp8GemmTiles, kFp8GemmTileCount);
+  if (!x.multicast) return choose_tile(problem, &*x.tile, 1);
+  return {*x.tile, *x.multicast, gemm_clocks(problem, *x.tile, *x.multicast)};
 }
 
 void fp8_gemm(const Fp8GemmArguments& arguments, hopper::Stream stream) {
@@ -173,5 +191,5 @@ void fp8_gemm(const Fp8GemmArguments& arguments, hopper::Stream stream) {
   if (is(128, 96)) return go(run_tile<128, 96>);
   if (is(64, 128)) return go(run_tile<64, 128>);
   if (is(64, 256)) return go(run_tile<64, 256>);
-  require(false, "tile", "must be one of kFp8GemmTiles (fp8_gemm.h)", choice.shape.rows * 1000 + choice.shape.columns);
+  fail("tile", "must have a kernel (a pair of kFp8GemmTiles is not listed here)", tile_text(choice.shape));
 }

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "../common/tile_chooser.h"
 #include "../hopper/launch.h"
@@ -35,10 +36,9 @@ struct Fp8GemmArguments {
   int32_t num_sms = 0;          // how many multiprocessors may be used; 0: all
   bool programmatic = false;    // start before the previous kernel of the stream has ended (PDL)
 
-  // Instead of the cost model's choice: one of kFp8GemmTiles, and how a cluster shares loads.
-  bool choose = true;
-  TileShape tile{128, 128};
-  Multicast multicast = Multicast::none;
+  // Instead of the cost model's choice: one of kFp8GemmTiles, and with it how a cluster shares loads.
+  std::optional<TileShape> tile;
+  std::optional<Multicast> multicast;
 };
 
 inline constexpr TileShape kFp8GemmTiles[] = {{256, 128}, {128, 256}, {128, 192}, {128, 160}, {128, 128},

@@ -1,5 +1,6 @@
 // Conversions between fp32 and the low-precision formats: round to nearest even; e4m3 saturates at 448 and
-// keeps NaN. PTX ISA: "cvt". The host bodies are exact, special values included.
+// keeps NaN. PTX ISA: "cvt". The host bodies are exact, special values included; only the
+// sign and payload of a decoded NaN may differ from the device's.
 #pragma once
 
 #include "math.h"

@@ -37,17 +37,28 @@ HOPPER_DEVICE void mbarrier_arrive(Mbarrier* b, uint32_t count = 1, [[maybe_unus
 #endif
 }
 
-// Arrives at the barrier of the same address in another CTA of the cluster (or this one); release at cluster
-// scope. The peer must have initialised it (cluster barrier) and must still be alive.
+// Arrives at the barrier of the same address in another CTA of the cluster (or this one). The peer must have
+// initialised it (cluster barrier) and must still be alive. Scope::cluster hands ordinary writes of this CTA to the peer and
+// costs a GPU-wide memory barrier (MEMBAR.ALL.GPU) before the arrival. Scope::cta only says "I have finished reading": enough
+// for a stage that the peer's TMA overwrites next, since reads that have returned their values cannot be undone.
+template <Scope scope = Scope::cluster>
 HOPPER_DEVICE void mbarrier_arrive_cluster(Mbarrier* b, uint32_t cta_rank, [[maybe_unused]] Site site = HOPPER_HERE) {
 #ifdef HOPPER_EMULATED
   emulator::mbarrier_arrive(static_cast<Mbarrier*>(emulator::map_shared(b, cta_rank, site)), 1, site);
 #else
-  asm volatile(
-      "{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; "
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there]; }" ::"r"(shared_address(b)),
-      "r"(cta_rank)
-      : "memory");
+  static_assert(scope == Scope::cta || scope == Scope::cluster, "a barrier is shared by a CTA or a cluster");
+  if constexpr (scope == Scope::cta)
+    asm volatile(
+        "{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; "
+        "mbarrier.arrive.release.cta.shared::cluster.b64 _, [there]; }" ::"r"(shared_address(b)),
+        "r"(cta_rank)
+        : "memory");
+  else
+    asm volatile(
+        "{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; "
+        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there]; }" ::"r"(shared_address(b)),
+        "r"(cta_rank)
+        : "memory");
 #endif
 }
 

@@ -16,7 +16,8 @@ namespace hopper {
 
 // ---- hints, no order: ordinary accesses on the host, so that instrumented code sees them -------------------------
 
-// Read once, through the non-coherent path and past L1. Only for memory that nobody writes during the kernel.
+// Read once, past L1. Not through the non-coherent path: under dependent launch the previous kernel may still write what this
+// one reads after grid_dependency_wait, and ld.global.nc is for memory that nobody writes while the kernel is resident.
 template <class T>
 HOPPER_DEVICE T load_stream(const T* p) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16, "4, 8 or 16 bytes");
@@ -25,13 +26,14 @@ HOPPER_DEVICE T load_stream(const T* p) {
 #else
   uint32_t w[sizeof(T) / 4];
   if constexpr (sizeof(T) == 16)
-    asm volatile("ld.global.nc.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.global.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
-                 : "l"(p));
+                 : "l"(p)
+                 : "memory");
   else if constexpr (sizeof(T) == 8)
-    asm volatile("ld.global.nc.L1::no_allocate.v2.b32 {%0, %1}, [%2];" : "=r"(w[0]), "=r"(w[1]) : "l"(p));
+    asm volatile("ld.global.L1::no_allocate.v2.b32 {%0, %1}, [%2];" : "=r"(w[0]), "=r"(w[1]) : "l"(p) : "memory");
   else
-    asm volatile("ld.global.nc.L1::no_allocate.b32 %0, [%1];" : "=r"(w[0]) : "l"(p));
+    asm volatile("ld.global.L1::no_allocate.b32 %0, [%1];" : "=r"(w[0]) : "l"(p) : "memory");
   T value;
   memcpy(&value, w, sizeof(T));
   return value;

@@ -17,7 +17,7 @@ HOPPER_DEVICE uint64_t global_timer() {
 #endif
 }
 
-// For spins on flags: `while (!arrived()) deadline.check("what")`.
+// For spins on flags: `while (!arrived()) if (deadline.passed()) trap("what")`.
 struct Deadline {
   uint64_t end;
   explicit HOPPER_DEVICE Deadline(uint64_t nanoseconds) : end(global_timer() + nanoseconds) {}

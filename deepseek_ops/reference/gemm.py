@@ -72,7 +72,11 @@ def fp8_gemm(
     scale_b: torch.Tensor,
     out_dtype: torch.dtype,
     accumulation: str,
+    num_sms: int = 0,
+    tile_rows: int = 0,
+    tile_columns: int = 0,
 ) -> torch.Tensor:
+    """The last three steer kernels and mean nothing here."""
     return _fp8_product(a, scale_a, b, rows_of_blocks(scale_b, b.shape[0]).mT, accumulation).to(out_dtype)
 
 
@@ -84,6 +88,9 @@ def fp8_gemm_(
     out: torch.Tensor,
     accumulate: bool,
     accumulation: str,
+    num_sms: int = 0,
+    tile_rows: int = 0,
+    tile_columns: int = 0,
 ) -> None:
     _store(out, fp8_gemm(a, scale_a, b, scale_b, torch.float32, accumulation), accumulate)
 

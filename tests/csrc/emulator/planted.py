@@ -69,7 +69,9 @@ def build(folder: Path, plain: list[Path], watched: list[Path], extra: tuple[str
                 old.unlink()
             # What is not watched first: of inline functions that both contain, the linker keeps the first copy.
             subprocess.run(
-                ["g++", "-shared", "-o", str(library), *map(str, objects), "-ldl"], check=True, capture_output=True
+                ["g++", "-shared", "-o", str(library), *map(str, objects), "-ldl"],
+                check=True,
+                capture_output=True,
             )
     return library
 
@@ -82,7 +84,9 @@ class Planted:
     """The library of cases. A bug's expectation is a set of rules, each of which may name it; "data" means wrong results."""
 
     def __init__(self) -> None:
-        self.path = build(FOLDER, [*emulator_sources(), KERNELS / "library.cpp"], sorted(KERNELS.glob("*.cu")))
+        self.path = build(
+            FOLDER, [*emulator_sources(), KERNELS / "library.cpp"], sorted(KERNELS.glob("*.cu"))
+        )
         self.library = ctypes.CDLL(str(self.path))
         for name in ("list", "run", "rules", "drop_sites"):
             getattr(self.library, f"planted_{name}").restype = ctypes.c_char_p
@@ -112,12 +116,18 @@ class Planted:
 
 def rules_in(report: str) -> set[str]:
     """The rules that a report names."""
-    return {"data"} if report.startswith("data") else set(re.findall(r"^\[([a-z_.]+)\]", report, re.MULTILINE))
+    return (
+        {"data"} if report.startswith("data") else set(re.findall(r"^\[([a-z_.]+)\]", report, re.MULTILINE))
+    )
 
 
 def case_names() -> list[str]:
     """Of all cases, without building them."""
-    return [n for f in sorted(KERNELS.glob("*.cu")) for n in re.findall(r"^CASE\((\w+)", f.read_text(), re.MULTILINE)]
+    return [
+        n
+        for f in sorted(KERNELS.glob("*.cu"))
+        for n in re.findall(r"^CASE\((\w+)", f.read_text(), re.MULTILINE)
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,9 @@ def test_example_runs_and_reports(tmp_path):
     script = str(EMULATOR / "example" / "build.sh")
     good = subprocess.run([script, str(tmp_path)], capture_output=True, text=True, check=False)
     assert (good.returncode, good.stdout) == (0, "30 schedules, no hazards\n"), good.stdout + good.stderr
-    bad = subprocess.run([script, str(tmp_path), "-DWITHOUT_FENCE"], capture_output=True, text=True, check=False)
+    bad = subprocess.run(
+        [script, str(tmp_path), "-DWITHOUT_FENCE"], capture_output=True, text=True, check=False
+    )
     assert bad.returncode == 1
     assert "[proxy]" in bad.stdout
     assert "bulk store at reverse.cu:" in bad.stdout

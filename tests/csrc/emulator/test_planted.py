@@ -32,7 +32,9 @@ def missed(planted, case, seeds) -> list[str]:
         found = sum(bool(rules_in(report) & expected) for report in reports)
         if found < 0.95 * len(reports):
             other = next(r for r in reports if not rules_in(r) & expected)
-            wrong.append(f"{case} bug {bug}: {found} of {len(reports)} runs name {expected}; another: {other!r}")
+            wrong.append(
+                f"{case} bug {bug}: {found} of {len(reports)} runs name {expected}; another: {other!r}"
+            )
     return wrong
 
 
@@ -131,7 +133,10 @@ def test_another_process_replays_the_same_run(planted):
         "print(repr([(p.run(c, b, 7), p.digest()) for c, b in [('gemm', 4), ('cluster_ring', 0), ('communication', 4)]]))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    mine = [(planted.run(c, b, 7), planted.digest()) for c, b in [("gemm", 4), ("cluster_ring", 0), ("communication", 4)]]
+    mine = [
+        (planted.run(c, b, 7), planted.digest())
+        for c, b in [("gemm", 4), ("cluster_ring", 0), ("communication", 4)]
+    ]
     assert result.stdout.strip() == repr(mine)
 
 

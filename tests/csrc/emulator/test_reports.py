@@ -32,7 +32,9 @@ def test_a_missing_proxy_fence(planted):
 def test_a_race_names_both_lines(planted):
     report = planted.run("memory_flag", 1, seed=1)
     assert "[race] read of buffer 'payload' +0x" in report
-    assert re.search(r"by   block \([12],0,0\) warp 0 lane \d+: a plain access at memory_order.cu:\d+", report), report
+    assert re.search(
+        r"by   block \([12],0,0\) warp 0 lane \d+: a plain access at memory_order.cu:\d+", report
+    ), report
     assert "store at " + line("memory_order.cu", "store<Order::relaxed, Scope::gpu>(payload") in report
     assert "no barrier, mbarrier phase, release/acquire or wait connects them" in report
 
@@ -49,7 +51,9 @@ def test_a_deadlock_says_who_waits_where(planted):
         r"it is in phase 0, pending arrivals 1/1, tx-count 0 \[256 lanes\]",
         report,
     ), report
-    assert re.search(r"  block \(0,0,0\) warp 8: gemm.cu:\d+ waits for the mbarrier .* \[1 lane\]", report), report
+    assert re.search(r"  block \(0,0,0\) warp 8: gemm.cu:\d+ waits for the mbarrier .* \[1 lane\]", report), (
+        report
+    )
 
 
 def test_a_livelock_says_what_is_polled(planted):
@@ -57,12 +61,16 @@ def test_a_livelock_says_what_is_polled(planted):
     report = planted.run("communication", 5, seed=1)
     assert time.monotonic() - started < 5
     poll = line("communication.cu", "load<Order::acquire, Scope::sys>(receive.flag")
-    assert f"  rank 1 block (0,0,0) warps 0-2: {poll} polls buffer 'flag' +0x0, which is 0 [3 lanes]" in report
+    assert (
+        f"  rank 1 block (0,0,0) warps 0-2: {poll} polls buffer 'flag' +0x0, which is 0 [3 lanes]" in report
+    )
 
 
 def test_bytes_that_do_not_add_up(planted):
     report = planted.run("gemm", 6, seed=1)
-    assert re.search(r"bulk load of 16 bytes was issued in phase 0 of its mbarrier .* and lands in phase 1", report)
+    assert re.search(
+        r"bulk load of 16 bytes was issued in phase 0 of its mbarrier .* and lands in phase 1", report
+    )
     report = planted.run("mbarrier_bytes", 2)
     assert "the block ends with tx-count 128 in the mbarrier at shared memory +0x100" in report
 

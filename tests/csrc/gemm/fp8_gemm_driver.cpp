@@ -37,8 +37,7 @@ const char* fp8_gemm_on_emulator(const Call* call) {
   x.accumulate = call->accumulate != 0;
   x.num_sms = call->num_sms;
   if (call->tile_rows) {
-    x.choose = false;
-    x.tile = {call->tile_rows, call->tile_columns};
+    x.tile = TileShape{call->tile_rows, call->tile_columns};
     x.multicast = static_cast<Multicast>(call->multicast);
   }
   // What the kernel may touch, to the byte: anything else is a report.

@@ -264,7 +264,7 @@ def test_a_build_without_promotion_fails(plain):
         ({"scale_a_stride": 130}, r"^scale_a_stride: must be a multiple of 16 bytes.*; got 130"),
         ({"d_stride": 8}, r"^d_stride: must be at least .*; got 8"),
         ({"num_sms": -2}, r"^num_sms: must not be negative.*; got -2"),
-        ({"tile_rows": 128, "tile_columns": 64}, r"^tile: must be one of"),
+        ({"tile_rows": 128, "tile_columns": 64}, r"^tile: must be one of \(256, 128\), .*; got \(128, 64\)"),
         ({"tile": (128, 128), "multicast": "a", "sms": 1}, r"^multicast: needs at least two"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, dict) else "",

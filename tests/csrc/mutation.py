@@ -1,0 +1,188 @@
+"""Leaves out one step of a kernel at a time - a fence, a wait, an arrival, an expect_tx - and asks whether a run notices.
+
+A mutant is killed when, on some seed, the checker reports a hazard or the result is wrong. The kill rate says what the
+checker and the tests are worth for this kernel; each survivor needs a reason. `python tests/csrc/mutation.py` prints all.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+if __name__ == "__main__":  # pytest's importlib mode needs no path
+    sys.path[:0] = [str(Path(__file__).parents[2])]
+
+from tests.csrc.emulator.planted import ROOT, build, emulator_sources, rules_in
+from tests.csrc.gemm.test_fp8_gemm import BF16, FP32, Problem
+
+Site = tuple[str, str]  # kind, "file:line"
+
+# Steps that no CPU run can miss, by kind and the reason.
+UNDETECTABLE = {
+    "fence_mbarrier_init": "the emulator's mbarrier.init takes effect at once; only hardware can tell",
+    "grid_dependency_wait": "a single launch has no grid before it",
+    "grid_dependency_launch": "a hint to the next grid, of which a single launch has none",
+}
+
+
+@dataclass
+class Kernel:
+    """How to run one kernel: run(seed, asynchrony, schedule, drop) gives a report, or "data" for a wrong result."""
+
+    name: str
+    run: Callable[[int, int, int, Site], str]
+    sites: Callable[[], list[Site]]
+    # Survivors with a reason of their own: a part of "kind@file:line" -> why nothing is missing without it.
+    explained: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Outcome:
+    site: Site
+    killed_by: str = ""  # a rule, or "data"
+    runs: int = 0
+    reason: str = ""  # why it may survive
+
+
+def mutate(kernel: Kernel, seeds: int, limit: int | None = None) -> list[Outcome]:
+    """One outcome for every step that the unchanged kernel passes; each mutant runs until it is killed."""
+    clean = kernel.run(0, 1, 1, ("", ""))
+    assert clean == "", f"{kernel.name} is not clean: {clean}"
+    outcomes = []
+    sites = kernel.sites()
+    if limit is not None and len(sites) > limit:  # evenly spread
+        sites = [sites[i * len(sites) // limit] for i in range(limit)]
+    for site in sites:
+        outcome = Outcome(site)
+        kind, where = site
+        outcome.reason = UNDETECTABLE.get(kind, "")
+        for text, reason in kernel.explained.items():
+            if text in f"{kind}@{where}":
+                outcome.reason = reason
+        tries = 1 if outcome.reason else seeds
+        for seed in range(tries):
+            for asynchrony in (2, 1, 0):  # lazy finds most
+                report = kernel.run(seed, asynchrony, (seed + asynchrony) % 4, site)
+                outcome.runs += 1
+                if report:
+                    outcome.killed_by = "data" if report == "data" else min(rules_in(report), default=report[:60])
+                    break
+            if outcome.killed_by:
+                break
+        outcomes.append(outcome)
+    return outcomes
+
+
+def unexplained(outcomes: list[Outcome]) -> list[Site]:
+    return [o.site for o in outcomes if not o.killed_by and not o.reason]
+
+
+def table(name: str, outcomes: list[Outcome]) -> str:
+    killed = sum(bool(o.killed_by) for o in outcomes)
+    killable = [o for o in outcomes if o.killed_by or not o.reason]
+    rate = sum(bool(o.killed_by) for o in killable) / max(len(killable), 1)
+    lines = [f"{name}: {killed} of {len(outcomes)} mutants killed; {rate:.0%} of those that a CPU can tell"]
+    for o in outcomes:
+        fate = f"killed by {o.killed_by} in run {o.runs}" if o.killed_by else f"SURVIVES: {o.reason or 'unexplained'}"
+        lines.append(f"  {o.site[0]:<24} {o.site[1]:<28} {fate}")
+    return "\n".join(lines)
+
+
+def _library(name: str, plain: list[Path], watched: list[Path]) -> ctypes.CDLL:
+    sources = [*emulator_sources(), ROOT / "tests/csrc/drop_sites.cpp", *plain]
+    return ctypes.CDLL(str(build(ROOT / "build" / f"mutation_{name}", sources, watched)))
+
+
+def _sites(library: ctypes.CDLL) -> list[Site]:
+    library.drop_sites.restype = ctypes.c_char_p
+    return [tuple(item.split("@")) for item in library.drop_sites().decode().split()]  # type: ignore[misc]
+
+
+def fp8_gemm() -> list[Kernel]:
+    """Several tiles of one block and of a cluster; accumulation, so that D is read as well as written."""
+    library = _library(
+        "gemm",
+        [ROOT / "csrc/common/tile_chooser.cpp", ROOT / "tests/csrc/gemm/fp8_gemm_driver.cpp"],
+        [ROOT / "csrc/gemm/fp8_gemm.cu"],
+    )
+    library.fp8_gemm_on_emulator.restype = ctypes.c_char_p
+
+    def kernel(name: str, shape: tuple[int, int, int], dtype, accumulate, tile, multicast) -> Kernel:
+        def run(seed: int, asynchrony: int, schedule: int, drop: Site) -> str:
+            # Positive operands: sums grow with K, so that a lost promotion shows in the bits.
+            problem = Problem(*shape, dtype, accumulate=accumulate, positive=True)
+            problem.checked = 1
+            report = problem.run(
+                library, tile=tile, multicast=multicast, sms=2, seed=seed, asynchrony=asynchrony, schedule=schedule,
+                drop_kind=drop[0].encode(), drop_site=drop[1].encode(),
+            )  # fmt: skip
+            return report or ("data" if problem.differing() else "")
+
+        return Kernel(name, run, lambda: _sites(library))
+
+    return [
+        kernel("fp8_gemm, 128x128 bf16", (136, 260, 1200), BF16, False, (128, 128), "none"),
+        kernel("fp8_gemm, 128x112 fp32 accumulating, multicast a", (136, 230, 1200), FP32, True, (128, 112), "a"),
+        kernel("fp8_gemm, 64x256 bf16, multicast b", (130, 260, 1200), BF16, False, (64, 256), "b"),
+    ]
+
+
+class QuantizeCall(ctypes.Structure):
+    _fields_ = (
+        [(name, ctypes.c_void_p) for name in ("x", "q", "q_t", "scale", "scale_t")]
+        + [("rows", ctypes.c_int64), ("columns", ctypes.c_int64), ("operation", ctypes.c_int32)]
+        + [("seed", ctypes.c_uint64)]
+        + [(name, ctypes.c_int32) for name in ("asynchrony", "schedule", "check")]
+        + [("drop_kind", ctypes.c_char_p), ("drop_site", ctypes.c_char_p)]
+    )
+
+
+def quantisers() -> list[Kernel]:
+    names = ("quantize_rows", "quantize_columns", "quantize_blocks")
+    folder = ROOT / "csrc/quantize"
+    library = _library(
+        "quantize", [ROOT / "tests/csrc/quantize/quantize_driver.cpp"], [folder / f"{name}.cu" for name in names]
+    )
+    library.quantize_on_emulator.restype = ctypes.c_char_p
+
+    def kernel(operation: int) -> Kernel:
+        rows, columns = 200, 272
+        x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(operation)).bfloat16()
+        expected: list[torch.Tensor] = []
+
+        def run(seed: int, asynchrony: int, schedule: int, drop: Site) -> str:
+            out = [torch.full((100_000,), 0x55, dtype=torch.uint8) for _ in range(4)]
+            call = QuantizeCall(
+                x.data_ptr(), *(t.data_ptr() for t in out), rows, columns, operation, seed, asynchrony, schedule, 1,
+                drop[0].encode(), drop[1].encode(),
+            )  # fmt: skip
+            report = library.quantize_on_emulator(ctypes.byref(call)).decode()
+            if not expected and not report:  # bytes are proved against the reference elsewhere
+                expected.extend(out)
+            return report or ("" if all(map(torch.equal, out, expected)) else "data")
+
+        return Kernel(names[operation], run, lambda: _sites(library))
+
+    return [kernel(operation) for operation in range(3)]
+
+
+FAMILIES = {"fp8_gemm": fp8_gemm, "quantise": quantisers}
+
+
+def main() -> int:
+    survivors = 0
+    for name in sys.argv[1:] or FAMILIES:
+        for kernel in FAMILIES[name]():
+            outcomes = mutate(kernel, seeds=8)
+            print(table(kernel.name, outcomes), flush=True)
+            survivors += len(unexplained(outcomes))
+    return survivors
+
+
+if __name__ == "__main__":
+    sys.exit(main())
