@@ -8,6 +8,10 @@ Why autograd sits *outside* the op: a `torch.autograd.Function` around the op co
 gradients and nothing without; `register_autograd` costs 6-14 us always (research/packaging.md section 2).
 So calling an `Op` runs the plain op when no input needs a gradient, and the Function otherwise.
 
+Why a call may skip torch's dispatcher: it costs 5 us for an op written in Python, which is more than the arithmetic of
+a decoding step's smaller ops. Where the dispatcher could only choose the CPU kernel (plain CPU tensors, and nobody
+who wants to see the op: `_unobserved`), the kernel is called directly; the result is the same by construction.
+
 Backends: `reference` is pure PyTorch and always present. `cuda`, `emulated` and `checked` run the kernels of
 `csrc/`; they register themselves per op with `Op.kernels[backend] = function` when their extension was built.
 """
@@ -108,12 +112,21 @@ class Op:
     def __call__(self, *args: Any) -> Any:
         if self._function is not None and torch.is_grad_enabled() and any(_needs_grad(a) for a in args):
             return self._function.apply(*args)
+        return self.plain(*args)
+
+    def plain(self, *args: Any) -> Any:
+        """The op without its gradient: what `raw` does, without the dispatcher where that decides nothing."""
+        if _unobserved() and all(map(_is_plain, args)):
+            return self._run(*args)
         return self.raw(*args)
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
+        kernel = self.kernels[self._choose(args)]
+        if not torch.is_grad_enabled():
+            return kernel(*args, **kwargs)
         # Below autograd: gradients come from the declaration alone, never from tracing a reference.
         with torch.no_grad():
-            return self.kernels[self._choose(args)](*args, **kwargs)
+            return kernel(*args, **kwargs)
 
     def _choose(self, args: tuple[Any, ...]) -> str:
         name = _override.get() or os.environ.get("DEEPSEEK_OPS_BACKEND")
@@ -155,6 +168,45 @@ def declare(
     return op
 
 
+def _plain_keys() -> frozenset[int]:
+    """Dispatch keys of ordinary CPU tensors, as bits: with autograd, and made in inference mode."""
+    with torch.inference_mode():
+        inference = torch.empty(0, device="cpu")
+    with torch.inference_mode(False):
+        ordinary = torch.empty(0, device="cpu")
+    return frozenset(torch._C._dispatch_keys(tensor).raw_repr() for tensor in (ordinary, inference))
+
+
+_PLAIN_KEYS = _plain_keys()
+_PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
+_PLAIN_VALUES = frozenset((int, float, bool, str, type(None), torch.dtype))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether the dispatcher would take this argument to the CPU kernel as it is.
+
+    Other devices and layouts, conjugated and negated views, functorch's wrappers and subclasses with a dispatch of
+    their own have other keys; subclasses that only have `__torch_function__` have another type. Lists are left to
+    the dispatcher.
+    """
+    kind = type(value)
+    if kind in _PLAIN_TENSORS:
+        return torch._C._dispatch_keys(value).raw_repr() in _PLAIN_KEYS
+    return kind in _PLAIN_VALUES
+
+
+def _unobserved() -> bool:
+    """Whether nothing asks to see ops go by: no compiler, tracer, mode (fake tensors), functorch or profiler."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+        or torch._C._autograd._profiler_enabled()
+    )
+
+
 def _tensors(args: tuple[Any, ...]) -> Iterator[torch.Tensor]:
     """The tensors among the arguments, those in lists included."""
     for value in args:
@@ -172,7 +224,7 @@ def _make_function(op: Op, save: Callable[..., None] | None, backward: Callable[
     class OpFunction(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:
-            outputs = op.raw(*args)
+            outputs = op.plain(*args)
             if save is not None:
                 save(ctx, args, outputs)
             return outputs
