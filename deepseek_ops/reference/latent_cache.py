@@ -46,16 +46,21 @@ def decode_tokens(tokens: torch.Tensor, latent_dim: int, dtype: torch.dtype) -> 
 
 
 def read_tokens(
-    cache: torch.Tensor, pages: torch.Tensor, lengths: torch.Tensor, latent_dim: int, dtype: torch.dtype
+    cache: torch.Tensor,
+    pages: torch.Tensor,
+    lengths: torch.Tensor | None,
+    latent_dim: int,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     """Tokens of n requests with P pages each, int [n, P]: [n, P * page size, Dc + Dr] in `dtype`.
 
-    lengths: int64 [n, 1, 1]; what lies past a request's length is read as zeros, whatever it holds.
+    lengths: int64 [n, 1, 1]; what lies past a request's length is read as zeros, whatever it holds. None: as it is.
     """
     n, page = pages.shape[0], cache.shape[1]
-    tokens = cache.index_select(0, pages.flatten()).view(n, -1, cache.shape[2])
-    past = torch.arange(tokens.shape[1], device=cache.device)[:, None] >= lengths
-    tokens.masked_fill_(past, 0)
+    tokens = cache.index_select(0, pages.flatten()).view(n, pages.shape[1] * page, cache.shape[2])
+    if lengths is not None:
+        past = torch.arange(tokens.shape[1], device=cache.device)[:, None] >= lengths
+        tokens.masked_fill_(past, 0)
     if cache.dtype == torch.uint8:
         return decode_tokens(tokens.flatten(0, 1), latent_dim, dtype).view(n, pages.shape[1] * page, -1)
     return tokens.to(dtype)
@@ -76,6 +81,10 @@ def cache_write_(
         tokens = encode_tokens(latent, k_pe)
     else:
         tokens = torch.cat((latent.to(cache.dtype), k_pe.to(cache.dtype)), dim=1)
-    if slot_mapping.numel():
+    if not slot_mapping.numel():
+        return
+    if cache.is_contiguous():
+        cache.flatten(0, 1).index_copy_(0, slot_mapping, tokens)
+    else:
         page = torch.div(slot_mapping, cache.shape[1], rounding_mode="floor")
         cache[page, slot_mapping - page * cache.shape[1]] = tokens

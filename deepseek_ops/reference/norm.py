@@ -18,7 +18,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     norm = torch.linalg.vector_norm(wide, dim=-1)  # the fastest sum of squares: one pass, no product stored
     rstd = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
     y = wide * rstd[..., None]
-    y *= weight.to(dtype)
+    y *= weight  # cast inside the product
     return y.to(x.dtype).contiguous(), rstd.contiguous()
 
 
