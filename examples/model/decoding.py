@@ -15,6 +15,7 @@ from deepseek_ops._checks import ArgumentError, check_range, check_tensor
 from examples.model.cache import LatentCache
 from examples.model.config import ModelConfig
 from examples.model.mla import Layout, row_borders
+from examples.model.plan import DecodePlan
 
 MAX_STEP_TOKENS = 8
 
@@ -40,6 +41,7 @@ class CachedDecoding:
         embed: Any
         head: Any
         mtp: Any
+        _plan: DecodePlan | None
         _trunk: Any
         _check_tokens: Any
         _frequencies: Any
@@ -94,8 +96,8 @@ class CachedDecoding:
     def decode_step(self, tokens: torch.Tensor, cache: LatentCache) -> StepOutput:
         """Append 1 to 8 tokens per sequence (one sampled, or one and a draft to verify): int64 [B, q] -> [B, q, ...]."""
         layout = self._append(tokens, cache, 0)
-        hidden, _ = self._trunk(tokens.reshape(-1), layout, pages=cache.pages)
-        return self._step_output(hidden, tokens.shape[0])
+        plan = self._decode_plan()
+        return _step_output(plan, plan.step(tokens.flatten(), layout, cache.pages), tokens.shape)
 
     @torch.no_grad()
     def mtp_draft(
@@ -111,9 +113,15 @@ class CachedDecoding:
         check_tensor("hidden", hidden, shape=(*next_token.shape, self.config.hidden_size))
         layout = self._append(next_token, cache, depth)
         pages = cache.pages[self.config.num_layers + depth - 1]
-        emb = self.embed(next_token.reshape(-1))
-        state = self.mtp[depth - 1](hidden.flatten(0, 1), emb, layout, pages=pages)
-        return self._step_output(state, next_token.shape[0])
+        plan = self._decode_plan()
+        state = plan.draft(depth, hidden.flatten(0, 1), next_token.flatten(), layout, pages)
+        return _step_output(plan, state, next_token.shape)
+
+    def _decode_plan(self) -> DecodePlan:
+        """The plan of a step, made anew if parameters have changed since the last one."""
+        if self._plan is None or not self._plan.fits():
+            self._plan = DecodePlan(self)
+        return self._plan
 
     def _append(self, tokens: torch.Tensor, cache: LatentCache, depth: int) -> Layout:
         self._check_tokens(tokens)
@@ -125,9 +133,9 @@ class CachedDecoding:
         frequencies = self._frequencies(tokens.device)
         return Layout(positions, borders, frequencies, slots, cache.block_table, lengths)
 
-    def _step_output(self, hidden_TD: torch.Tensor, rows: int) -> StepOutput:
-        hidden = hidden_TD.view(rows, hidden_TD.shape[0] // max(rows, 1), -1)
-        return StepOutput(hidden, self.head(hidden).float())
+
+def _step_output(plan: DecodePlan, hidden_TD: torch.Tensor, shape: torch.Size) -> StepOutput:
+    return StepOutput(hidden_TD.view(*shape, hidden_TD.shape[-1]), plan.logits(hidden_TD).view(*shape, -1))
 
 
 def _unpack(

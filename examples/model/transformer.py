@@ -22,6 +22,7 @@ from examples.model.layers import RMSNorm, activation_dtype, make_linear
 from examples.model.mla import Layout, row_borders
 from examples.model.moe import Router, Routing
 from examples.model.mtp import MTPModule
+from examples.model.plan import DecodePlan
 
 IGNORED = -100
 
@@ -62,6 +63,7 @@ class Transformer(CachedDecoding, nn.Module):
         self.head = make_linear(config.hidden_size, config.vocab_size, "high", config.precision)
         self.mtp = nn.ModuleList(MTPModule(config) for _ in range(config.mtp_depth))
         self._inv_freq: dict[torch.device, torch.Tensor] = {}
+        self._plan: DecodePlan | None = None
         self.reset_parameters()
 
     @torch.no_grad()
