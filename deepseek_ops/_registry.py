@@ -116,9 +116,12 @@ class Op:
 
     def plain(self, *args: Any) -> Any:
         """The op without its gradient: what `raw` does, without the dispatcher where that decides nothing."""
-        if _unobserved() and all(map(_is_plain, args)):
-            return self._run(*args)
-        return self.raw(*args)
+        if not _unobserved():
+            return self.raw(*args)
+        for value in args:
+            if not _is_plain(value):
+                return self.raw(*args)
+        return self._run(*args)
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         kernel = self.kernels[self._choose(args)]
@@ -178,7 +181,7 @@ def _plain_keys() -> frozenset[int]:
 
 
 _PLAIN_KEYS = _plain_keys()
-_PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
+_dispatch_keys = torch._C._dispatch_keys
 _PLAIN_VALUES = frozenset((int, float, bool, str, type(None), torch.dtype))
 
 
@@ -190,8 +193,8 @@ def _is_plain(value: Any) -> bool:
     the dispatcher.
     """
     kind = type(value)
-    if kind in _PLAIN_TENSORS:
-        return torch._C._dispatch_keys(value).raw_repr() in _PLAIN_KEYS
+    if kind is torch.Tensor or kind is torch.nn.Parameter:
+        return _dispatch_keys(value).raw_repr() in _PLAIN_KEYS
     return kind in _PLAIN_VALUES
 
 

@@ -12,6 +12,8 @@ import torch
 from .._checks import E4M3, ceil_div, require
 from .quantize import decode_e4m3, dequantize_rows, quantize_1x128
 
+FEW_SLOTS = 64  # up to here Python finds their range faster: decoding
+
 
 def token_bytes(latent_dim: int, rope_dim: int) -> int:
     """Bytes of one FP8 token."""
@@ -72,7 +74,9 @@ def cache_write_(
     """Write token t to slot slot_mapping[t] = page * page size + position; see `attention.cache_write_`."""
     slots = cache.shape[0] * cache.shape[1]
     if slot_mapping.numel():
-        low, high = (int(x) for x in slot_mapping.aminmax())
+        few = slot_mapping.numel() <= FEW_SLOTS
+        values = slot_mapping.tolist() if few else [int(x) for x in slot_mapping.aminmax()]
+        low, high = min(values), max(values)
         require(low >= -1 and high < slots, "slot_mapping", f"must be in [-1, {slots})", f"{low} .. {high}")
         if low < 0:
             keep = slot_mapping.ge(0).nonzero().squeeze(1)

@@ -39,10 +39,7 @@ class CachedDecoding:
     if TYPE_CHECKING:
         config: ModelConfig
         embed: Any
-        head: Any
-        mtp: Any
         _plan: DecodePlan | None
-        _trunk: Any
         _check_tokens: Any
         _frequencies: Any
 
@@ -73,8 +70,7 @@ class CachedDecoding:
         place = torch.arange(longest, device=tokens.device)
         cache.check_room(longest)
         all_slots = cache.slots(place.expand(rows, -1))
-        hidden = emb = None
-        last = []
+        plan, hidden, last = self._decode_plan(), None, []
         for depth in range(1 + self.config.mtp_depth):
             # Depth k knows the positions whose k-th next token is in the prompt.
             kept = (lengths - depth).clamp(min=0)
@@ -83,21 +79,20 @@ class CachedDecoding:
             layout = Layout(position, borders, self._frequencies(tokens.device), all_slots[row, position])
             cache.fill(depth, kept, max(longest - depth, 0))
             if depth == 0:
-                flat, emb_flat = self._trunk(tokens[row, position], layout, pages=cache.pages)
-                emb = _unpack(emb_flat, row, position, rows, longest)
+                flat = plan.trunk(tokens[row, position], layout, cache.pages)
             else:
-                module, pages = self.mtp[depth - 1], cache.pages[self.config.num_layers + depth - 1]
-                flat = module(hidden[row, position], emb[row, position + depth], layout, pages=pages)
+                pages = cache.pages[self.config.num_layers + depth - 1]
+                flat = plan.draft(depth, hidden[row, position], tokens[row, position + depth], layout, pages)
             hidden = _unpack(flat, row, position, rows, longest)
             last.append(hidden[torch.arange(rows, device=tokens.device), (kept - 1).clamp(min=0)][:, None])
-        return StepOutput(last[0], self.head(last[0]).float(), last[1:])
+        return StepOutput(last[0], plan.logits(last[0][:, 0])[:, None], last[1:])
 
     @torch.no_grad()
     def decode_step(self, tokens: torch.Tensor, cache: LatentCache) -> StepOutput:
         """Append 1 to 8 tokens per sequence (one sampled, or one and a draft to verify): int64 [B, q] -> [B, q, ...]."""
         layout = self._append(tokens, cache, 0)
         plan = self._decode_plan()
-        return _step_output(plan, plan.step(tokens.flatten(), layout, cache.pages), tokens.shape)
+        return _step_output(plan, plan.trunk(tokens.flatten(), layout, cache.pages), tokens.shape)
 
     @torch.no_grad()
     def mtp_draft(

@@ -1,4 +1,4 @@
-"""One decoding step of the Transformer in as few calls as its equations allow.
+"""Generation's passes of the Transformer in as few calls as its equations allow.
 
 A step takes a few rows through the whole model: what it costs on a CPU is the number of calls, not their arithmetic.
 `DecodePlan` is the model's equations once more, over weights laid out for that:
@@ -35,9 +35,9 @@ from examples.model.mtp import MTPModule
 if TYPE_CHECKING:
     from examples.model.transformer import Transformer
 
-# A bf16 product on a CPU costs 10 us before it multiplies (oneDNN sets a primitive up), an fp32 one 1.5 us, and then 150
-# against 45 multiply-adds per ns (one Zen 5 core): fp32 is faster up to about this many multiply-adds.
-SMALL_PRODUCT = 600_000
+# A bf16 product on a CPU costs 12 us before it multiplies (oneDNN sets a primitive up), an fp32 one with its two casts
+# 4 us, and then about 200 against 40 multiply-adds per ns (one Zen 5 core): fp32 is faster up to here.
+SMALL_PRODUCT = 300_000
 # Multiply-adds that one bf16 product could do in the time it is set up: the price of leaving work out.
 SETUP = 1_500_000
 
@@ -92,9 +92,10 @@ class Norm:
 
 
 class AbsorbedMLA:
-    """`MLA` over cached latents, for 1 to 8 new tokens per sequence; writes theirs first."""
+    """`MLA` over cached latents, for 1 to 8 new tokens per sequence; writes theirs first. Prompts are read by `MLA`."""
 
     def __init__(self, attn: MLA) -> None:
+        self.expanded = attn
         self.heads, self.scale, self.rank = attn.heads, attn.scale, attn.kv_rank
         self.head_parts = [attn.nope, attn.rope_dim]
         q_width = attn.q_rank or attn.heads * (attn.nope + attn.rope_dim)
@@ -109,9 +110,13 @@ class AbsorbedMLA:
 
     def __call__(self, x_TD: torch.Tensor, layout: Layout, pages: torch.Tensor) -> torch.Tensor:
         """[T, D] -> [T, D]."""
-        c_q, c_kv, k_pe = self.down(x_TD).split(self.parts, dim=-1)
+        if layout.lengths is None:
+            return self.expanded(x_TD, layout, pages)
+        c_q, c_kv, k_pe = torch.split_with_sizes(self.down(x_TD), self.parts, dim=-1)
         q = c_q if self.q_up is None else self.q_up(self.q_norm(c_q))
-        q_nope, q_pe = q.unflatten(-1, (self.heads, -1)).split(self.head_parts, dim=-1)
+        q_nope, q_pe = torch.split_with_sizes(
+            q.view(-1, self.heads, sum(self.head_parts)), self.head_parts, dim=-1
+        )
         turned = rope(torch.cat((q_pe, k_pe[:, None]), dim=1), layout.positions, layout.inv_freq)
         cache_write_(pages, self.kv_norm(c_kv), turned[:, -1], layout.slots)
         q_latent = self.w_uk(q_nope.transpose(0, 1)).transpose(0, 1)
@@ -169,6 +174,7 @@ class Mixture:
             down = torch.cat((down, shared.down.weight.detach().mT))
             always = F.pad(always, (0, halves.shape[1]), value=1.0)
         self.always, self.gate_up, self.down = always, Product(gate_up.mT), Product(down)
+        self.gated = (always.shape[0], twice_inner)
 
     def __call__(self, x_TD: torch.Tensor) -> torch.Tensor:
         """[T, D] -> [T, D]."""
@@ -176,8 +182,8 @@ class Mixture:
         topk_weight, routing = self.router.choose(torch.mm(x_TD.float(), self.gate))
         if rows > self.most_rows:
             return self.moe.combine(x_TD, topk_weight, routing.topk_idx)
-        gates = self.always.repeat(rows, 1).scatter_(1, routing.topk_idx, topk_weight)
-        inner = swiglu(self.gate_up(x_TD).view(rows, gates.shape[1], -1), gates)
+        gates = self.always.expand(rows, -1).scatter(1, routing.topk_idx, topk_weight)
+        inner = swiglu(self.gate_up(x_TD).view(rows, *self.gated), gates)
         return self.down(inner.flatten(1))
 
 
@@ -247,8 +253,11 @@ class DecodePlan:
             and self.state == self._state()
         )
 
-    def step(self, tokens_T: torch.Tensor, layout: Layout, pages: Sequence[torch.Tensor]) -> torch.Tensor:
-        """States after the final norm, [T, D], of new tokens int64 [T], whose latents are written to the cache."""
+    def trunk(self, tokens_T: torch.Tensor, layout: Layout, pages: Sequence[torch.Tensor]) -> torch.Tensor:
+        """States after the final norm [T, D] of new tokens int64 [T], whose latents are written to the cache.
+
+        They see each other (prompts), and with `layout.lengths` what the cache holds.
+        """
         delta, residual = None, F.embedding(tokens_T, self.embedding)
         for layer, layer_pages in zip(self.layers, pages, strict=False):  # the drafts' pages follow
             delta, residual = layer(delta, residual, layout, layer_pages)

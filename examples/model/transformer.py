@@ -233,13 +233,12 @@ class Transformer(CachedDecoding, nn.Module):
         tokens_T: torch.Tensor,
         layout: Layout,
         record: list[Routing] | None = None,
-        pages: list[torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Main model on flat tokens: (states after the final norm, embeddings), both [T, D]."""
         emb = self.embed(tokens_T)
         delta, residual = None, emb
-        for i, block in enumerate(self.layers):
-            delta, residual = block(delta, residual, layout, record, pages[i] if pages else None)
+        for block in self.layers:
+            delta, residual = block(delta, residual, layout, record)
         return self.norm.add(delta, residual)[0], emb
 
     def _mtp_states(
