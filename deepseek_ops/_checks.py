@@ -59,16 +59,19 @@ def _fits(
     """Whether a tensor keeps every rule: one pass that builds no message, since all but one call in a million pass."""
     if not isinstance(tensor, torch.Tensor):
         return False
-    have_dtype, have_ndim = tensor.dtype, tensor.ndim
-    if dtype not in (None, have_dtype) and (isinstance(dtype, torch.dtype) or have_dtype not in dtype):
-        return False
-    if ndim not in (None, have_ndim) and (isinstance(ndim, int) or have_ndim not in ndim):
-        return False
-    if shape is not None:
-        have = tensor.shape
-        if len(have) != len(shape):
+    if dtype is not None:
+        have = tensor.dtype
+        if have is not dtype and (isinstance(dtype, torch.dtype) or have not in dtype):
             return False
-        for size, want in zip(have, shape, strict=True):
+    if ndim is not None:
+        dims = tensor.ndim
+        if dims != ndim and (isinstance(ndim, int) or dims not in ndim):
+            return False
+    if shape is not None:
+        sizes = tensor.shape
+        if len(sizes) != len(shape):
+            return False
+        for size, want in zip(sizes, shape):  # noqa: B905 (equal, see above)
             if want is not None and size != want:
                 return False
     return device is None or tensor.device == device

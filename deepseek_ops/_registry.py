@@ -24,7 +24,7 @@ import functools
 import importlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ from ._checks import ArgumentError
 BACKENDS = ("reference", "emulated", "checked", "cuda")
 LIBRARY = torch.library.Library("deepseek_ops", "FRAGMENT")
 OPS: dict[str, Op] = {}
+NO_KEYWORDS: Mapping[str, Any] = {}
 
 _override: contextvars.ContextVar[str | None] = contextvars.ContextVar("deepseek_ops_backend", default=None)
 
@@ -121,23 +122,32 @@ class Op:
         for value in args:
             if not _is_plain(value):
                 return self.raw(*args)
-        return self._run(*args)
+        return self._call(self._chosen() or "reference", args)
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
-        kernel = self.kernels[self._choose(args)]
+        return self._call(self._choose(args), args, kwargs)
+
+    def _call(self, backend: str, args: tuple[Any, ...], kwargs: Mapping[str, Any] = NO_KEYWORDS) -> Any:
+        kernel = self.kernels[backend]
         if not torch.is_grad_enabled():
             return kernel(*args, **kwargs)
         # Below autograd: gradients come from the declaration alone, never from tracing a reference.
         with torch.no_grad():
             return kernel(*args, **kwargs)
 
-    def _choose(self, args: tuple[Any, ...]) -> str:
+    def _chosen(self) -> str | None:
+        """The backend that the user asked for, by context or environment."""
         name = _override.get() or os.environ.get("DEEPSEEK_OPS_BACKEND")
         if name:
             _require_known(name)
             if name not in self.kernels:
                 reason = absent_reason(name) or f"it has no kernel for {self.name!r} yet"
                 raise BackendError(f"backend {name!r} cannot run {self.name!r}: {reason}")
+        return name
+
+    def _choose(self, args: tuple[Any, ...]) -> str:
+        name = self._chosen()
+        if name:
             return name
         if any(t.is_cuda for t in _tensors(args)):
             if "cuda" in self.kernels and absent_reason("cuda") is None:

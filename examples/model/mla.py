@@ -41,7 +41,9 @@ class Layout:
 
 def row_borders(rows: int, length: int, device: torch.device) -> torch.Tensor:
     """Borders of `rows` sequences of `length` tokens each: int32 [rows + 1]."""
-    return torch.arange(rows + 1, dtype=torch.int32, device=device) * length
+    if length == 0:
+        return torch.zeros(rows + 1, dtype=torch.int32, device=device)
+    return torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=device)
 
 
 class MLA(nn.Module):

@@ -258,7 +258,7 @@ class DecodePlan:
 
         They see each other (prompts), and with `layout.lengths` what the cache holds.
         """
-        delta, residual = None, F.embedding(tokens_T, self.embedding)
+        delta, residual = None, self.embedding.index_select(0, tokens_T)
         for layer, layer_pages in zip(self.layers, pages, strict=False):  # the drafts' pages follow
             delta, residual = layer(delta, residual, layout, layer_pages)
         return self.norm.add(delta, residual)[0]
@@ -267,7 +267,7 @@ class DecodePlan:
         self, depth: int, hidden_TD: torch.Tensor, tokens_T: torch.Tensor, layout: Layout, pages: torch.Tensor
     ) -> torch.Tensor:
         """State of MTP depth k [T, D] from that of depth k - 1 and the tokens k ahead, int64 [T]."""
-        return self.drafts[depth - 1](hidden_TD, F.embedding(tokens_T, self.embedding), layout, pages)
+        return self.drafts[depth - 1](hidden_TD, self.embedding.index_select(0, tokens_T), layout, pages)
 
     def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
         """[T, D] -> fp32 [T, V]."""

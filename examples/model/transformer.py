@@ -25,6 +25,7 @@ from examples.model.mtp import MTPModule
 from examples.model.plan import DecodePlan
 
 IGNORED = -100
+FEW_TOKENS = 64  # up to here Python finds their range faster: decoding
 
 
 @dataclass
@@ -298,7 +299,9 @@ class Transformer(CachedDecoding, nn.Module):
     def _check_tokens(self, tokens: torch.Tensor) -> None:
         check_tensor("tokens", tokens, dtype=torch.int64, ndim=2, device=self.embed.weight.device)
         if tokens.device.type == "cpu" and tokens.numel():  # elsewhere the check would wait for the device
-            low, high = (int(value) for value in torch.aminmax(tokens))
+            few = tokens.numel() <= FEW_TOKENS
+            values = tokens.flatten().tolist() if few else [int(value) for value in torch.aminmax(tokens)]
+            low, high = min(values), max(values)
             if low < 0 or high >= self.config.vocab_size:
                 raise ArgumentError(
                     f"tokens: must be in [0, {self.config.vocab_size}); got {low if low < 0 else high}"
