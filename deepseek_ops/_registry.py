@@ -117,12 +117,9 @@ class Op:
 
     def plain(self, *args: Any) -> Any:
         """The op without its gradient: what `raw` does, without the dispatcher where that decides nothing."""
-        if not _unobserved():
-            return self.raw(*args)
-        for value in args:
-            if not _is_plain(value):
-                return self.raw(*args)
-        return self._call(self._chosen() or "reference", args)
+        if _unobserved() and _all_plain(args):
+            return self._call(self._chosen() or "reference", args)
+        return self.raw(*args)
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(self._choose(args), args, kwargs)
@@ -195,17 +192,21 @@ _dispatch_keys = torch._C._dispatch_keys
 _PLAIN_VALUES = frozenset((int, float, bool, str, type(None), torch.dtype))
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether the dispatcher would take this argument to the CPU kernel as it is.
+def _all_plain(args: tuple[Any, ...]) -> bool:
+    """Whether the dispatcher would take these arguments to the CPU kernel as they are.
 
     Other devices and layouts, conjugated and negated views, functorch's wrappers and subclasses with a dispatch of
     their own have other keys; subclasses that only have `__torch_function__` have another type. Lists are left to
     the dispatcher.
     """
-    kind = type(value)
-    if kind is torch.Tensor or kind is torch.nn.Parameter:
-        return _dispatch_keys(value).raw_repr() in _PLAIN_KEYS
-    return kind in _PLAIN_VALUES
+    for value in args:
+        kind = type(value)
+        if kind is torch.Tensor or kind is torch.nn.Parameter:
+            if _dispatch_keys(value).raw_repr() not in _PLAIN_KEYS:
+                return False
+        elif kind not in _PLAIN_VALUES:
+            return False
+    return True
 
 
 def _unobserved() -> bool:

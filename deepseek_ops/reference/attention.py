@@ -15,7 +15,7 @@ import math
 
 import torch
 
-from .._checks import ceil_div, require
+from .._checks import ceil_div, fail
 from .documents import Rows, groups
 from .latent_cache import read_tokens
 
@@ -169,33 +169,31 @@ def mla_decode(
     request is a batch of its own, because a product's last bits change with the number of matrices in it.
     """
     bounds, lengths = cu_seqlens_q.tolist(), cache_seqlens.tolist()
-    longest = block_table.shape[1] * cache.shape[1]
+    n, heads, page = len(lengths), q.shape[1], cache.shape[1]
     counts = [b - a for a, b in itertools.pairwise(bounds)]
-    fits = bounds[0] == 0 and bounds[-1] <= q.shape[0] and all(0 <= n <= MAX_QUERY_TOKENS for n in counts)
-    rule = f"must rise from 0 to at most {q.shape[0]} rows in steps of at most {MAX_QUERY_TOKENS}"
-    require(fits, "cu_seqlens_q", rule, bounds)
-    fits = all(0 <= length <= longest for length in lengths)
-    require(fits, "cache_seqlens", f"must be in [0, {longest}], what block_table can address", lengths)
+    fewest, most = min(counts, default=0), max(counts, default=0)
+    if bounds[0] != 0 or bounds[-1] > q.shape[0] or fewest < 0 or most > MAX_QUERY_TOKENS:
+        rule = f"must rise from 0 to at most {q.shape[0]} rows in steps of at most {MAX_QUERY_TOKENS}"
+        fail("cu_seqlens_q", rule, bounds)
+    shortest, longest = min(lengths, default=0), max(lengths, default=0)
+    if shortest < 0 or longest > block_table.shape[1] * page:
+        rule = f"must be in [0, {block_table.shape[1] * page}], what block_table can address"
+        fail("cache_seqlens", rule, lengths)
 
-    heads, page, n = q.shape[1], cache.shape[1], len(lengths)
-    pages_of = [ceil_div(length, page) for length in lengths]
-    alike = len(set(zip(counts, pages_of, strict=True))) == 1
-    if (
-        alike
-        and (n == 1 or not batch_invariant)
-        and counts[0] * pages_of[0] * heads > 0
-        and bounds[-1] == q.shape[0]
-    ):
+    pages = ceil_div(longest, page)
+    alike = fewest == most and ceil_div(shortest, page) == pages and bounds[-1] == q.shape[0]
+    if alike and n and most and pages and heads and (n == 1 or not batch_invariant):
         # Nothing to sort into groups: the usual batch of decoding.
-        rows, table = q.unflatten(0, (n, counts[0])), block_table[:, : pages_of[0]]
+        rows, table = q.view(n, most, *q.shape[1:]), block_table[:, :pages]
         out, lse = _decode(rows, cache, table, lengths, cache_seqlens, softmax_scale, latent_dim)
         return out.flatten(0, 1), lse.flatten(0, 1)
 
     out = q.new_zeros(*q.shape[:2], latent_dim)
     lse = torch.full(q.shape[:2], -torch.inf, dtype=_wide(q.dtype), device=q.device)
     groups: dict[tuple[int, ...], list[int]] = {}
-    for request, (count, pages) in enumerate(zip(counts, pages_of, strict=True)):
-        if count and pages and heads:
+    for request, (count, length) in enumerate(zip(counts, lengths, strict=True)):
+        if count and length and heads:
+            pages = ceil_div(length, page)
             groups.setdefault((count, pages, request if batch_invariant else -1), []).append(request)
     for (count, pages, _), requests in groups.items():
         index = torch.tensor(requests, device=q.device)
