@@ -224,19 +224,20 @@ def _decode(
     Scores end at the longest request, so that requests of one length with one query each need no mask at all.
     """
     n, count, heads, _ = q.shape
-    wide, longest = _wide(q.dtype), max(lengths)
-    ragged = min(lengths) < longest
-    size = cache_seqlens.long()[:, None, None] if ragged or count > 1 else None
-    keys = read_tokens(cache, pages, size if ragged else None, latent_dim, wide)[:, :longest]
+    wide, shortest, longest = _wide(q.dtype), min(lengths), max(lengths)
+    size = cache_seqlens.long()[:, None, None]
+    keys = read_tokens(cache, pages, size, latent_dim, wide, shortest, longest)
     rows = q.to(wide).mul(softmax_scale * LOG2_E).reshape(n, count * heads, -1)
     scores = torch.bmm(rows, keys.mT)
-    if size is not None:
+    seen_by_all = max(shortest - count + 1, 0)
+    if seen_by_all < longest:
         # Query token i of `count` sees all but the last count - 1 - i tokens.
         visible = size - torch.arange(count - 1, -1, -1, device=q.device)[:, None]
-        hidden = torch.arange(longest, device=q.device) >= visible
-        scores.view(n, count, heads, longest).masked_fill_(hidden[:, :, None], -torch.inf)
+        hidden = torch.arange(seen_by_all, longest, device=q.device) >= visible
+        rest = scores.view(n, count, heads, longest)[..., seen_by_all:]
+        rest.masked_fill_(hidden[:, :, None], -torch.inf)
     top = scores.amax(-1, keepdim=True)
-    if min(lengths) >= count:
+    if shortest >= count:
         p = scores.sub_(top).exp2_()
         total = p.sum(-1, keepdim=True)
         p.div_(total)

@@ -50,21 +50,25 @@ def decode_tokens(tokens: torch.Tensor, latent_dim: int, dtype: torch.dtype) -> 
 def read_tokens(
     cache: torch.Tensor,
     pages: torch.Tensor,
-    lengths: torch.Tensor | None,
+    lengths: torch.Tensor,
     latent_dim: int,
     dtype: torch.dtype,
+    shortest: int = 0,
+    longest: int | None = None,
 ) -> torch.Tensor:
-    """Tokens of n requests with P pages each, int [n, P]: [n, P * page size, Dc + Dr] in `dtype`.
+    """Tokens of n requests with P pages each, int [n, P]: [n, longest, Dc + Dr] in `dtype`; default P * page size.
 
-    lengths: int64 [n, 1, 1]; what lies past a request's length is read as zeros, whatever it holds. None: as it is.
+    lengths: int64 [n, 1, 1], none below `shortest`; what lies past a request's length is read as zeros, whatever it
+    holds.
     """
     n, page = pages.shape[0], cache.shape[1]
     tokens = cache.index_select(0, pages.flatten()).view(n, pages.shape[1] * page, cache.shape[2])
-    if lengths is not None:
-        past = torch.arange(tokens.shape[1], device=cache.device)[:, None] >= lengths
-        tokens.masked_fill_(past, 0)
+    tokens = tokens[:, :longest]
+    if shortest < tokens.shape[1]:
+        past = torch.arange(shortest, tokens.shape[1], device=cache.device)[:, None] >= lengths
+        tokens[:, shortest:].masked_fill_(past, 0)
     if cache.dtype == torch.uint8:
-        return decode_tokens(tokens.flatten(0, 1), latent_dim, dtype).view(n, pages.shape[1] * page, -1)
+        return decode_tokens(tokens.flatten(0, 1), latent_dim, dtype).view(*tokens.shape[:2], -1)
     return tokens.to(dtype)
 
 

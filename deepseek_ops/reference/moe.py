@@ -15,7 +15,7 @@ EPSILON = (
     1e-20  # the released gate adds it to the sum of the chosen scores; here also to the sum of all scores
 )
 FEW_ROWS = 64  # up to here one topk is cheaper than passes over slots: decoding
-FEW_SCORES = 1024  # up to here a stable sort is cheaper than making keys: decoding with few experts
+FEW_SCORES = 4096  # up to here a stable sort is cheaper than making keys: decoding
 TAKEN = torch.iinfo(torch.int64).min  # below the key of every float, of -inf too
 
 

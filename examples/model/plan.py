@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 SMALL_PRODUCT = 300_000
 # Multiply-adds that one bf16 product could do in the time it is set up: the price of leaving work out.
 SETUP = 1_500_000
+CACHED_ELEMENTS = 1 << 18  # values between two products that stay in a core's second-level cache
 
 Call = Callable[[torch.Tensor], torch.Tensor]
 
@@ -160,10 +161,10 @@ class Mixture:
         gate_up, shared = moe.experts.gate_up.detach(), moe.shared
         experts, twice_inner, width = gate_up.shape
         unchosen = (experts - moe.top_k) * twice_inner * width * 3 // 2
-        self.most_rows = 2 * experts * SETUP // max(unchosen, 1)
-        if unchosen > 2 * moe.top_k * SETUP:  # even for one token
-            self.most_rows = 0
+        if unchosen > 2 * moe.top_k * SETUP:  # too much even for one token
             return
+        self.most_rows = 2 * experts * SETUP // max(unchosen, 1)
+        self.chunk = max(CACHED_ELEMENTS // (experts * twice_inner), 1)
         down = moe.experts.down.detach().mT.flatten(0, 1)
         always = torch.zeros(experts, device=gate_up.device)
         gate_up = gate_up.flatten(0, 1)
@@ -183,7 +184,14 @@ class Mixture:
         if rows > self.most_rows:
             return self.moe.combine(x_TD, topk_weight, routing.topk_idx)
         gates = self.always.expand(rows, -1).scatter(1, routing.topk_idx, topk_weight)
-        inner = swiglu(self.gate_up(x_TD).view(rows, *self.gated), gates)
+        if rows <= self.chunk:
+            return self._all_experts(x_TD, gates)
+        parts = zip(x_TD.split(self.chunk), gates.split(self.chunk), strict=True)
+        return torch.cat([self._all_experts(x, weights) for x, weights in parts])
+
+    def _all_experts(self, x_TD: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+        """Sum over experts of gates fp32 [T, E + shared] times their outputs: [T, D] -> [T, D]."""
+        inner = swiglu(self.gate_up(x_TD).view(-1, *self.gated), gates)
         return self.down(inner.flatten(1))
 
 
@@ -237,7 +245,9 @@ class DecodePlan:
             for name, parameter in module._parameters.items()
             if parameter is not None
         ]
-        self.state = self._state()
+        # Tensors of inference mode have no version counter: their plan serves one pass.
+        self.tracked = not any(parameter.is_inference() for _, _, parameter in self.sources)
+        self.state = self._state() if self.tracked else []
 
     def _state(self) -> list[tuple[int, int]]:
         return [(parameter._version, parameter.data_ptr()) for _, _, parameter in self.sources]
@@ -249,7 +259,8 @@ class DecodePlan:
         move changes its memory, a replacement is another object. Writing through `parameter.data` is none of these.
         """
         return (
-            all(owner.get(name) is parameter for owner, name, parameter in self.sources)
+            self.tracked
+            and all(owner.get(name) is parameter for owner, name, parameter in self.sources)
             and self.state == self._state()
         )
 
