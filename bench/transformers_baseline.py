@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments.add_argument("--seq", type=int, default=256)
     arguments.add_argument("--prompts", type=int, nargs="+", default=[1, 16], help="rows of generation")
     arguments.add_argument(
-        "--context", type=int, nargs="+", default=[32, 1024], help="tokens of each prompt of generation"
+        "--context", type=int, nargs="+", default=[32, 256, 1024], help="tokens of each prompt of generation"
     )
     arguments.add_argument("--new", type=int, default=48, help="tokens to generate")
     arguments.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -8,6 +8,10 @@ Why autograd sits *outside* the op: a `torch.autograd.Function` around the op co
 gradients and nothing without; `register_autograd` costs 6-14 us always (research/packaging.md section 2).
 So calling an `Op` runs the plain op when no input needs a gradient, and the Function otherwise.
 
+Why a call may skip torch's dispatcher: it costs 5 us for an op written in Python, which is more than the arithmetic of
+a decoding step's smaller ops. Where the dispatcher could only choose the CPU kernel (plain CPU tensors, and nobody
+who wants to see the op: `_unobserved`), the kernel is called directly; the result is the same by construction.
+
 Backends: `reference` is pure PyTorch and always present. `cuda`, `emulated` and `checked` run the kernels of
 `csrc/`: when a backend is first asked for, its native module is loaded and `_native_ops.attach` sets
 `Op.kernels[backend]` of every op that it has a function for.
@@ -21,7 +25,7 @@ import functools
 import importlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,6 +36,7 @@ from ._checks import ArgumentError
 BACKENDS = ("reference", "emulated", "checked", "cuda")
 LIBRARY = torch.library.Library("deepseek_ops", "FRAGMENT")
 OPS: dict[str, Op] = {}
+NO_KEYWORDS: Mapping[str, Any] = {}
 
 _override: contextvars.ContextVar[str | None] = contextvars.ContextVar("deepseek_ops_backend", default=None)
 
@@ -124,14 +129,27 @@ class Op:
     def __call__(self, *args: Any) -> Any:
         if self._function is not None and torch.is_grad_enabled() and any(_needs_grad(a) for a in args):
             return self._function.apply(*args)
+        return self.plain(*args)
+
+    def plain(self, *args: Any) -> Any:
+        """The op without its gradient: what `raw` does, without the dispatcher where that decides nothing."""
+        if _unobserved() and _all_plain(args):
+            return self._call(self._chosen() or "reference", args)
         return self.raw(*args)
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(self._choose(args), args, kwargs)
+
+    def _call(self, backend: str, args: tuple[Any, ...], kwargs: Mapping[str, Any] = NO_KEYWORDS) -> Any:
+        kernel = self.kernels[backend]
+        if not torch.is_grad_enabled():
+            return kernel(*args, **kwargs)
         # Below autograd: gradients come from the declaration alone, never from tracing a reference.
         with torch.no_grad():
-            return self.kernels[self._choose(args)](*args, **kwargs)
+            return kernel(*args, **kwargs)
 
-    def _choose(self, args: tuple[Any, ...]) -> str:
+    def _chosen(self) -> str | None:
+        """The backend that the user asked for, by context or environment."""
         name = _override.get() or os.environ.get("DEEPSEEK_OPS_BACKEND")
         if name:
             _require_known(name)
@@ -140,6 +158,11 @@ class Op:
                 if name not in self.kernels:
                     reason = reason or f"it has no kernel for {self.name!r} yet"
                     raise BackendError(f"backend {name!r} cannot run {self.name!r}: {reason}")
+        return name
+
+    def _choose(self, args: tuple[Any, ...]) -> str:
+        name = self._chosen()
+        if name:
             return name
         if any(t.is_cuda for t in _tensors(args)):
             if absent_reason("cuda") is None and "cuda" in self.kernels:
@@ -173,6 +196,49 @@ def declare(
     return op
 
 
+def _plain_keys() -> frozenset[int]:
+    """Dispatch keys of ordinary CPU tensors, as bits: with autograd, and made in inference mode."""
+    with torch.inference_mode():
+        inference = torch.empty(0, device="cpu")
+    with torch.inference_mode(False):
+        ordinary = torch.empty(0, device="cpu")
+    return frozenset(torch._C._dispatch_keys(tensor).raw_repr() for tensor in (ordinary, inference))
+
+
+_PLAIN_KEYS = _plain_keys()
+_dispatch_keys = torch._C._dispatch_keys
+_PLAIN_VALUES = frozenset((int, float, bool, str, type(None), torch.dtype))
+
+
+def _all_plain(args: tuple[Any, ...]) -> bool:
+    """Whether the dispatcher would take these arguments to the CPU kernel as they are.
+
+    Other devices and layouts, conjugated and negated views, functorch's wrappers and subclasses with a dispatch of
+    their own have other keys; subclasses that only have `__torch_function__` have another type. Lists are left to
+    the dispatcher.
+    """
+    for value in args:
+        kind = type(value)
+        if kind is torch.Tensor or kind is torch.nn.Parameter:
+            if _dispatch_keys(value).raw_repr() not in _PLAIN_KEYS:
+                return False
+        elif kind not in _PLAIN_VALUES:
+            return False
+    return True
+
+
+def _unobserved() -> bool:
+    """Whether nothing asks to see ops go by: no compiler, tracer, mode (fake tensors), functorch or profiler."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+        or torch._C._autograd._profiler_enabled()
+    )
+
+
 def _tensors(args: tuple[Any, ...]) -> Iterator[torch.Tensor]:
     """The tensors among the arguments, those in lists included."""
     for value in args:
@@ -190,7 +256,7 @@ def _make_function(op: Op, save: Callable[..., None] | None, backward: Callable[
     class OpFunction(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:
-            outputs = op.raw(*args)
+            outputs = op.plain(*args)
             if save is not None:
                 save(ctx, args, outputs)
             return outputs

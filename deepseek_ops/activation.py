@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import E4M3, ceil_div, check_tensor, require, round_up
+from ._checks import E4M3, ceil_div, check_tensor, fail, round_up
 from ._registry import declare
 from .reference import activation as reference
 
@@ -65,8 +65,8 @@ def swiglu_quantize(
 
 def _check(gate_up: Tensor, weight: Tensor | None) -> None:
     check_tensor("gate_up", gate_up, dtype=_FLOATS)
-    even = gate_up.ndim >= 1 and gate_up.shape[-1] % 2 == 0
-    require(even, "gate_up", "must have shape [..., 2 I]", f"shape {tuple(gate_up.shape)}")
+    if gate_up.ndim == 0 or gate_up.shape[-1] % 2:
+        fail("gate_up", "must have shape [..., 2 I]", f"shape {tuple(gate_up.shape)}")
     if weight is not None:
         dtype = torch.float64 if gate_up.dtype == torch.float64 else torch.float32
         check_tensor("weight", weight, dtype=dtype, shape=gate_up.shape[:-1], device=gate_up.device)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_range, check_tensor, require
+from ._checks import check_range, check_tensor, fail, require
 from ._registry import declare
 from .reference import attention as reference
 from .reference import latent_cache
@@ -169,9 +169,8 @@ def _check_cache(
     if cache.dtype == torch.uint8:
         line = cache_token_bytes(latent_dim, rope_dim)
     check_tensor("cache", cache, shape=(None, None, line))
-    require(
-        cache.shape[1] > 0, "cache", "must have pages of at least one token", f"shape {tuple(cache.shape)}"
-    )
+    if cache.shape[1] == 0:
+        fail("cache", "must have pages of at least one token", f"shape {tuple(cache.shape)}")
 
 
 def cache_write_(cache: Tensor, latent: Tensor, k_pe: Tensor, slot_mapping: Tensor) -> None:
@@ -220,9 +219,8 @@ def mla_decode(
     """
     check_tensor("q", q, dtype=_FLOATS, ndim=3)
     rope_dim = q.shape[2] - latent_dim
-    require(
-        0 < latent_dim <= q.shape[2], "latent_dim", f"must be in [1, {q.shape[2]}], q's columns", latent_dim
-    )
+    if not 0 < latent_dim <= q.shape[2]:
+        fail("latent_dim", f"must be in [1, {q.shape[2]}], q's columns", latent_dim)
     _check_cache(cache, latent_dim, rope_dim, q.dtype, q.device)
     check_tensor("block_table", block_table, dtype=torch.int32, ndim=2, device=q.device)
     requests = block_table.shape[0]

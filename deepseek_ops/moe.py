@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_choice, check_range, check_tensor, require
+from ._checks import check_choice, check_range, check_tensor, fail, require
 from ._registry import declare
 from .reference import moe as reference
 
@@ -61,17 +61,12 @@ def route(
     """
     check_tensor("logits", logits, dtype=_SCORES, ndim=2)
     num_experts = logits.shape[1]
-    require(
-        num_experts >= 1, "logits", "must have at least one expert (column)", f"shape {tuple(logits.shape)}"
-    )
+    if num_experts == 0:
+        fail("logits", "must have at least one expert (column)", f"shape {tuple(logits.shape)}")
     check_tensor("bias", bias, dtype=logits.dtype, shape=(num_experts,), device=logits.device)
     check_range("num_groups", num_groups, low=1, high=num_experts)
-    require(
-        num_experts % num_groups == 0,
-        "num_groups",
-        f"must divide the number of experts ({num_experts})",
-        num_groups,
-    )
+    if num_experts % num_groups:
+        fail("num_groups", f"must divide the number of experts ({num_experts})", num_groups)
     check_range("top_groups", top_groups, low=1, high=num_groups)
     check_range("top_k", top_k, low=1, high=top_groups * (num_experts // num_groups))
     return _route(logits, bias, top_k, num_groups, top_groups, float(scale), normalize)

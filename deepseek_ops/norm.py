@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import E4M3, ceil_div, check_range, check_tensor, require, round_up
+from ._checks import E4M3, ceil_div, check_range, check_tensor, fail, round_up
 from ._registry import declare
 from .reference import norm as reference
 from .reference.norm import inner_dtype
@@ -71,9 +71,8 @@ def rms_norm_quantize(
 
 def _check(x: Tensor, weight: Tensor, eps: float) -> None:
     check_tensor("x", x, dtype=_FLOATS)
-    require(
-        x.ndim >= 1 and x.shape[-1] >= 1, "x", "must have shape [..., D], D >= 1", f"shape {tuple(x.shape)}"
-    )
+    if x.ndim == 0 or x.shape[-1] == 0:
+        fail("x", "must have shape [..., D], D >= 1", f"shape {tuple(x.shape)}")
     check_tensor("weight", weight, dtype=_FLOATS, shape=(x.shape[-1],), device=x.device)
     check_range("eps", eps, low=0)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_range, check_tensor, require
+from ._checks import check_range, check_tensor, fail, require
 from ._registry import declare
 from .reference import rope as reference
 
@@ -57,8 +57,10 @@ def rope(x: Tensor, positions: Tensor, inv_freq: Tensor, *, inverse: bool = Fals
     Differentiable in x; the gradient is the inverse rotation of the incoming one. Raises `ArgumentError`.
     """
     check_tensor("x", x, dtype=(torch.bfloat16, torch.float32, torch.float64))
-    require(x.ndim >= 2, "x", "must have at least 2 dimensions [T, ..., Dr]", f"shape {tuple(x.shape)}")
-    require(x.shape[-1] % 2 == 0, "x", "must have an even last dimension", f"shape {tuple(x.shape)}")
+    if x.ndim < 2:
+        fail("x", "must have at least 2 dimensions [T, ..., Dr]", f"shape {tuple(x.shape)}")
+    if x.shape[-1] % 2:
+        fail("x", "must have an even last dimension", f"shape {tuple(x.shape)}")
     check_tensor("positions", positions, dtype=torch.int64, shape=(x.shape[0],), device=x.device)
     check_tensor("inv_freq", inv_freq, dtype=torch.float32, shape=(x.shape[-1] // 2,), device=x.device)
     return _rope(x, positions, inv_freq, inverse)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from deepseek_ops import ArgumentError, attention
 from deepseek_ops.attention import cache_token_bytes, cache_write_, mla_attention, mla_decode
+from deepseek_ops.reference import attention as reference
 from deepseek_ops.reference.latent_cache import read_tokens
 
 GARBAGE = 2147480000  # a page number that would fault if it were ever used
@@ -128,6 +129,23 @@ def test_dimensions_and_bf16(dc, dr, fp8):
     Batch(
         [70, 1, 0, 129], [1, 1, 2, 4], heads=4, dc=dc, dr=dr, page=64, dtype=torch.bfloat16, fp8=fp8
     ).check()
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize(
+    ("lengths", "count"), [([33] * 4, 1), ([20, 30, 17], 1), ([32, 32], 2), ([1, 5, 2], 3), ([16], 1)]
+)
+def test_requests_of_as_many_pages_are_one_batch(lengths, count, fp8, monkeypatch):
+    """Without groups, with or without masks: against the oracle, and request by request."""
+    batch = Batch(lengths, [count] * len(lengths), fp8=fp8)
+    calls, decode = [], reference._decode
+    monkeypatch.setattr(reference, "_decode", lambda *args: calls.append(args[3]) or decode(*args))
+    out, lse = batch.check()
+    assert calls == [lengths]
+    alone, alone_lse = batch.run(invariant=True)
+    assert calls[1:] == [[length] for length in lengths]
+    torch.testing.assert_close(out, alone, atol=2e-6, rtol=2e-6)
+    torch.testing.assert_close(lse, alone_lse, atol=2e-6, rtol=2e-6)
 
 
 def test_requests_of_length_zero_give_zero_and_minus_infinity():

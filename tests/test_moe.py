@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
 
 from deepseek_ops import ArgumentError, moe
+from deepseek_ops.reference import moe as reference
 
 INF = float("inf")
 
@@ -296,3 +297,17 @@ COUNTS = torch.ones(8, dtype=torch.int64)
 def test_argument_errors_name_the_argument(argument, call):
     with pytest.raises(ArgumentError, match=rf"^{argument}: "):
         call()
+
+
+@given(
+    seed=st.integers(0, 50),
+    groups=st.sampled_from([(1, 1), (4, 2), (4, 4), (16, 3)]),
+    levels=st.sampled_from([3, 50]),
+)
+def test_few_tokens_choose_as_many_do(seed, groups, levels):
+    """Sorts and keys order alike, ties included (few levels make many)."""
+    g = torch.Generator().manual_seed(seed)
+    biased = torch.randint(0, levels, (20, 16), generator=g) / levels
+    num_groups, top_groups = groups
+    want = reference.choose(biased, 3, num_groups, top_groups)
+    assert torch.equal(reference.choose_few_(biased.clone(), 3, num_groups, top_groups), want)

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import deepseek_ops
 from deepseek_ops import ArgumentError, BackendError, _registry
@@ -86,6 +88,92 @@ def test_kernels_register_per_op(scale_op):
         _registry._override.reset(token)
         del scale_op.kernels["checked"]
     assert calls == [4.0]
+
+
+@pytest.fixture
+def dispatched(scale_op, monkeypatch):
+    """Calls of the toy op that went through torch's dispatcher."""
+    calls, raw = [], scale_op.raw
+
+    def spy(*args):
+        calls.append(args)
+        return raw(*args)
+
+    monkeypatch.setattr(scale_op, "raw", spy)
+    return calls
+
+
+def test_plain_cpu_tensors_skip_the_dispatcher(scale_op, dispatched):
+    x = torch.randn(3)
+    want = torch.ops.deepseek_ops.test_registry_scale(x, 2.0)
+    with torch.inference_mode():
+        made_in_inference_mode = torch.ones(2)
+        assert torch.equal(scale_op(x, 2.0), want)
+    scale_op(made_in_inference_mode, 2.0)
+    assert torch.equal(scale_op(x, 2.0), want)
+    with torch.no_grad():
+        assert torch.equal(scale_op(torch.nn.Parameter(x), 2.0), want)
+    leaf = x.clone().requires_grad_()
+    scale_op(leaf, 2.0).sum().backward()
+    torch.testing.assert_close(leaf.grad, torch.full((3,), 2.0))
+    assert not dispatched
+
+
+def test_in_place_kernels_called_directly_still_bump_the_version_counter():
+    bias, counts = torch.zeros(2), torch.tensor([1, 3])
+    version = bias._version
+    deepseek_ops.moe.update_bias_(bias, counts, speed=0.5)
+    assert bias._version > version and bias.tolist() == [0.5, -0.5]
+
+
+class _OnlyTorchFunction(torch.Tensor):
+    pass
+
+
+class _SeesFunctions(torch.overrides.TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+class _SeesOps(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.ops = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.ops.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_whoever_wants_to_see_an_op_sees_it(scale_op, dispatched):
+    x = torch.randn(3)
+    with _SeesOps() as mode:
+        scale_op(x, 2.0)
+    assert mode.ops[0].startswith("deepseek_ops.test_registry_scale")
+    with _SeesFunctions():
+        scale_op(x, 2.0)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        scale_op(x, 2.0)
+    assert "deepseek_ops::test_registry_scale" in {event.key for event in profile.key_averages()}
+    scale_op(x.as_subclass(_OnlyTorchFunction), 2.0)
+    assert scale_op(torch.empty(3, device="meta"), 2.0).device.type == "meta"
+    with FakeTensorMode():
+        assert isinstance(scale_op(torch.empty(3), 2.0), FakeTensor)
+    assert len(dispatched) == 6
+    traced = torch.jit.trace(lambda t: scale_op(t, 2.0), (x,), check_trace=False)
+    assert "test_registry_scale" in str(traced.graph)
+    assert len(dispatched) == 7
+
+
+def test_unusual_tensors_take_the_dispatcher(scale_op, dispatched):
+    with pytest.raises(NotImplementedError):
+        scale_op(torch.eye(2).to_sparse(), 2.0)
+    rows = torch.randn(2, 3)
+    assert torch.equal(torch.func.vmap(lambda t: scale_op(t, 2.0))(rows), 2 * rows)
+    negated = torch.imag(torch.ones(2, dtype=torch.complex64).conj())
+    assert negated.is_neg()
+    scale_op(negated, 2.0)
+    assert len(dispatched) == 3
 
 
 def test_double_declaration_is_refused(scale_op):

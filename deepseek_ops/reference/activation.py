@@ -6,18 +6,26 @@ import math
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .norm import inner_dtype
 from .quantize import quantize_1x128
 
 CHUNK_ELEMENTS = 1 << 18
+FEW_ELEMENTS = 1 << 15  # up to here calls cost more than passes over memory: decoding
 
 
 def swiglu(gate_up: Tensor, weight: Tensor | None) -> Tensor:
     dtype, inner = inner_dtype(gate_up), gate_up.shape[-1] // 2
-    out = gate_up.new_empty((*gate_up.shape[:-1], inner))
     count = math.prod(gate_up.shape[:-1])  # -1 would be ambiguous for I = 0
+    if count * inner <= FEW_ELEMENTS:
+        gate, up = gate_up.contiguous().to(dtype).chunk(2, -1)
+        product = F.silu(gate).mul_(up)
+        if weight is not None:
+            product *= weight.unsqueeze(-1)
+        return product.to(gate_up.dtype)
+    out = gate_up.new_empty((*gate_up.shape[:-1], inner))
     rows, out_rows = gate_up.reshape(count, 2 * inner), out.view(count, inner)
     weights = None if weight is None else weight.reshape(-1, 1)
     for part in row_chunks(count, inner):

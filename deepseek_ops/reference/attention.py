@@ -15,7 +15,7 @@ import math
 
 import torch
 
-from .._checks import ceil_div, require
+from .._checks import ceil_div, fail
 from .documents import Rows, groups
 from .latent_cache import read_tokens
 
@@ -169,41 +169,85 @@ def mla_decode(
     request is a batch of its own, because a product's last bits change with the number of matrices in it.
     """
     bounds, lengths = cu_seqlens_q.tolist(), cache_seqlens.tolist()
-    longest = block_table.shape[1] * cache.shape[1]
+    n, heads, page = len(lengths), q.shape[1], cache.shape[1]
     counts = [b - a for a, b in itertools.pairwise(bounds)]
-    fits = bounds[0] == 0 and bounds[-1] <= q.shape[0] and all(0 <= n <= MAX_QUERY_TOKENS for n in counts)
-    rule = f"must rise from 0 to at most {q.shape[0]} rows in steps of at most {MAX_QUERY_TOKENS}"
-    require(fits, "cu_seqlens_q", rule, bounds)
-    fits = all(0 <= length <= longest for length in lengths)
-    require(fits, "cache_seqlens", f"must be in [0, {longest}], what block_table can address", lengths)
+    fewest, most = min(counts, default=0), max(counts, default=0)
+    if bounds[0] != 0 or bounds[-1] > q.shape[0] or fewest < 0 or most > MAX_QUERY_TOKENS:
+        rule = f"must rise from 0 to at most {q.shape[0]} rows in steps of at most {MAX_QUERY_TOKENS}"
+        fail("cu_seqlens_q", rule, bounds)
+    shortest, longest = min(lengths, default=0), max(lengths, default=0)
+    if shortest < 0 or longest > block_table.shape[1] * page:
+        rule = f"must be in [0, {block_table.shape[1] * page}], what block_table can address"
+        fail("cache_seqlens", rule, lengths)
 
-    heads, wide = q.shape[1], _wide(q.dtype)
+    pages = ceil_div(longest, page)
+    alike = fewest == most and ceil_div(shortest, page) == pages and bounds[-1] == q.shape[0]
+    if alike and n and most and pages and heads and (n == 1 or not batch_invariant):
+        # Nothing to sort into groups: the usual batch of decoding.
+        rows, table = q.view(n, most, *q.shape[1:]), block_table[:, :pages]
+        out, lse = _decode(rows, cache, table, lengths, cache_seqlens, softmax_scale, latent_dim)
+        return out.flatten(0, 1), lse.flatten(0, 1)
+
     out = q.new_zeros(*q.shape[:2], latent_dim)
-    lse = torch.full(q.shape[:2], -torch.inf, dtype=wide, device=q.device)
+    lse = torch.full(q.shape[:2], -torch.inf, dtype=_wide(q.dtype), device=q.device)
     groups: dict[tuple[int, ...], list[int]] = {}
     for request, (count, length) in enumerate(zip(counts, lengths, strict=True)):
         if count and length and heads:
-            pages = ceil_div(length, cache.shape[1])
+            pages = ceil_div(length, page)
             groups.setdefault((count, pages, request if batch_invariant else -1), []).append(request)
     for (count, pages, _), requests in groups.items():
         index = torch.tensor(requests, device=q.device)
-        size = cache_seqlens.index_select(0, index).long()[:, None, None]
-        keys = read_tokens(cache, block_table.index_select(0, index)[:, :pages], size, latent_dim, wide)
         at = cu_seqlens_q.index_select(0, index).long()[:, None] + torch.arange(count, device=q.device)
-        rows = q[at].to(wide).mul_(softmax_scale * LOG2_E)  # [n, count, H, D]
-        scores = torch.bmm(rows.flatten(1, 2), keys.mT).unflatten(1, (count, heads))
+        out[at], lse[at] = _decode(
+            q[at],
+            cache,
+            block_table.index_select(0, index)[:, :pages],
+            [lengths[request] for request in requests],
+            cache_seqlens.index_select(0, index),
+            softmax_scale,
+            latent_dim,
+        )
+    return out, lse
+
+
+def _decode(
+    q: torch.Tensor,
+    cache: torch.Tensor,
+    pages: torch.Tensor,
+    lengths: list[int],
+    cache_seqlens: torch.Tensor,
+    softmax_scale: float,
+    latent_dim: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """n requests with as many queries and as many pages, q [n, count, H, Dc + Dr]: out [n, count, H, Dc], lse.
+
+    Scores end at the longest request, so that requests of one length with one query each need no mask at all.
+    """
+    n, count, heads, _ = q.shape
+    wide, shortest, longest = _wide(q.dtype), min(lengths), max(lengths)
+    size = cache_seqlens.long()[:, None, None]
+    keys = read_tokens(cache, pages, size, latent_dim, wide, shortest, longest)
+    rows = q.to(wide).mul(softmax_scale * LOG2_E).reshape(n, count * heads, -1)
+    scores = torch.bmm(rows, keys.mT)
+    seen_by_all = max(shortest - count + 1, 0)
+    if seen_by_all < longest:
         # Query token i of `count` sees all but the last count - 1 - i tokens.
         visible = size - torch.arange(count - 1, -1, -1, device=q.device)[:, None]
-        place = torch.arange(keys.shape[1], device=q.device)
-        scores.masked_fill_((place >= visible)[:, :, None], -torch.inf)
-        top = scores.amax(-1, keepdim=True)
-        p = scores.sub_(top.clamp_min(torch.finfo(wide).min)).exp2_()  # of a token without keys: all 0
+        hidden = torch.arange(seen_by_all, longest, device=q.device) >= visible
+        rest = scores.view(n, count, heads, longest)[..., seen_by_all:]
+        rest.masked_fill_(hidden[:, :, None], -torch.inf)
+    top = scores.amax(-1, keepdim=True)
+    if shortest >= count:
+        p = scores.sub_(top).exp2_()
         total = p.sum(-1, keepdim=True)
-        p = p.div_(total.masked_fill(total == 0, 1)).to(q.dtype).to(wide)
-        values = torch.bmm(p.flatten(1, 2), keys[..., :latent_dim])
-        out[at] = values.unflatten(1, (count, heads)).to(q.dtype)
-        lse[at] = total.log2_().add_(top).mul_(1 / LOG2_E).squeeze(-1)
-    return out, lse
+        p.div_(total)
+    else:  # a token without keys: P is all 0, out is 0, and lse is -inf
+        p = scores.sub_(top.clamp_min(torch.finfo(wide).min)).exp2_()
+        total = p.sum(-1, keepdim=True)
+        p.div_(total.masked_fill(total == 0, 1))
+    out = torch.bmm(p.to(q.dtype).to(wide), keys[..., :latent_dim]).to(q.dtype)
+    lse = total.log2_().add_(top).mul_(1 / LOG2_E)
+    return out.view(n, count, heads, latent_dim), lse.view(n, count, heads)
 
 
 def merge_lse(

@@ -12,6 +12,8 @@ import torch
 from .._checks import E4M3, ceil_div, require
 from .quantize import decode_e4m3, dequantize_rows, quantize_1x128
 
+FEW_SLOTS = 64  # up to here Python finds their range faster: decoding
+
 
 def token_bytes(latent_dim: int, rope_dim: int) -> int:
     """Bytes of one FP8 token."""
@@ -46,18 +48,27 @@ def decode_tokens(tokens: torch.Tensor, latent_dim: int, dtype: torch.dtype) -> 
 
 
 def read_tokens(
-    cache: torch.Tensor, pages: torch.Tensor, lengths: torch.Tensor, latent_dim: int, dtype: torch.dtype
+    cache: torch.Tensor,
+    pages: torch.Tensor,
+    lengths: torch.Tensor,
+    latent_dim: int,
+    dtype: torch.dtype,
+    shortest: int = 0,
+    longest: int | None = None,
 ) -> torch.Tensor:
-    """Tokens of n requests with P pages each, int [n, P]: [n, P * page size, Dc + Dr] in `dtype`.
+    """Tokens of n requests with P pages each, int [n, P]: [n, longest, Dc + Dr] in `dtype`; default P * page size.
 
-    lengths: int64 [n, 1, 1]; what lies past a request's length is read as zeros, whatever it holds.
+    lengths: int64 [n, 1, 1], none below `shortest`; what lies past a request's length is read as zeros, whatever it
+    holds.
     """
     n, page = pages.shape[0], cache.shape[1]
-    tokens = cache.index_select(0, pages.flatten()).view(n, -1, cache.shape[2])
-    past = torch.arange(tokens.shape[1], device=cache.device)[:, None] >= lengths
-    tokens.masked_fill_(past, 0)
+    tokens = cache.index_select(0, pages.flatten()).view(n, pages.shape[1] * page, cache.shape[2])
+    tokens = tokens[:, :longest]
+    if shortest < tokens.shape[1]:
+        past = torch.arange(shortest, tokens.shape[1], device=cache.device)[:, None] >= lengths
+        tokens[:, shortest:].masked_fill_(past, 0)
     if cache.dtype == torch.uint8:
-        return decode_tokens(tokens.flatten(0, 1), latent_dim, dtype).view(n, pages.shape[1] * page, -1)
+        return decode_tokens(tokens.flatten(0, 1), latent_dim, dtype).view(*tokens.shape[:2], -1)
     return tokens.to(dtype)
 
 
@@ -67,7 +78,9 @@ def cache_write_(
     """Write token t to slot slot_mapping[t] = page * page size + position; see `attention.cache_write_`."""
     slots = cache.shape[0] * cache.shape[1]
     if slot_mapping.numel():
-        low, high = (int(x) for x in slot_mapping.aminmax())
+        few = slot_mapping.numel() <= FEW_SLOTS
+        values = slot_mapping.tolist() if few else [int(x) for x in slot_mapping.aminmax()]
+        low, high = min(values), max(values)
         require(low >= -1 and high < slots, "slot_mapping", f"must be in [-1, {slots})", f"{low} .. {high}")
         if low < 0:
             keep = slot_mapping.ge(0).nonzero().squeeze(1)
@@ -76,6 +89,10 @@ def cache_write_(
         tokens = encode_tokens(latent, k_pe)
     else:
         tokens = torch.cat((latent.to(cache.dtype), k_pe.to(cache.dtype)), dim=1)
-    if slot_mapping.numel():
+    if not slot_mapping.numel():
+        return
+    if cache.is_contiguous():
+        cache.flatten(0, 1).index_copy_(0, slot_mapping, tokens)
+    else:
         page = torch.div(slot_mapping, cache.shape[1], rounding_mode="floor")
         cache[page, slot_mapping - page * cache.shape[1]] = tokens

@@ -15,6 +15,7 @@ EPSILON = (
     1e-20  # the released gate adds it to the sum of the chosen scores; here also to the sum of all scores
 )
 FEW_ROWS = 64  # up to here one topk is cheaper than passes over slots: decoding
+FEW_SCORES = 4096  # up to here a stable sort is cheaper than making keys: decoding
 TAKEN = torch.iinfo(torch.int64).min  # below the key of every float, of -inf too
 
 
@@ -67,24 +68,42 @@ def group_scores(keys: Tensor, num_groups: int) -> Tensor:
     return score
 
 
-def route(
-    logits: Tensor, bias: Tensor, top_k: int, num_groups: int, top_groups: int, scale: float, normalize: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    tokens, num_experts = logits.shape
-    scores = logits.sigmoid().contiguous()
-    keys = choice_keys(scores + bias)
+def choose(biased: Tensor, top_k: int, num_groups: int, top_groups: int) -> Tensor:
+    """Indices [T, k] of the chosen experts, best first, from biased scores [T, E]."""
+    tokens = biased.shape[0]
+    keys = choice_keys(biased)
     if top_groups < num_groups and tokens:
         groups = take_largest_(choice_keys(group_scores(keys, num_groups)), top_groups)
-        ceiling = torch.full((tokens, num_groups), TAKEN, dtype=torch.int64, device=logits.device)
+        ceiling = torch.full((tokens, num_groups), TAKEN, dtype=torch.int64, device=biased.device)
         ceiling.scatter_(1, groups, torch.iinfo(torch.int64).max)
         by_group = keys.view(tokens, num_groups, -1)
         torch.minimum(by_group, ceiling[..., None], out=by_group)
-    topk_idx = take_largest_(keys, top_k)
+    return take_largest_(keys, top_k)
+
+
+def choose_few_(biased: Tensor, top_k: int, num_groups: int, top_groups: int) -> Tensor:
+    """`choose` in a third of the calls, by stable sorts, whose ties too go to the lowest index. Overwrites `biased`."""
+    if top_groups < num_groups:
+        by_group = biased.view(biased.shape[0], num_groups, -1)
+        size = by_group.shape[2]
+        score = by_group.topk(2).values.sum(2) if size > 1 else by_group.squeeze(2)
+        others = score.sort(dim=1, descending=True, stable=True).indices[:, top_groups:, None]
+        by_group.scatter_(1, others.expand(-1, -1, size), -torch.inf)
+    return biased.sort(dim=1, descending=True, stable=True).indices[:, :top_k].contiguous()
+
+
+def route(
+    logits: Tensor, bias: Tensor, top_k: int, num_groups: int, top_groups: int, scale: float, normalize: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    scores = logits.sigmoid().contiguous()
+    biased = (scores + bias).float()
+    few = 0 < biased.numel() <= FEW_SCORES
+    topk_idx = (choose_few_ if few else choose)(biased, top_k, num_groups, top_groups)
     weight = scores.gather(1, topk_idx)
     if normalize:
         weight /= weight.sum(-1, keepdim=True).add_(EPSILON)
     weight *= scale
-    return topk_idx, weight, scores, torch.bincount(topk_idx.flatten(), minlength=num_experts)
+    return topk_idx, weight, scores, torch.bincount(topk_idx.flatten(), minlength=logits.shape[1])
 
 
 def route_backward(

@@ -15,11 +15,12 @@ def inner_dtype(x: Tensor) -> torch.dtype:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     dtype = inner_dtype(x)
     wide = x.to(dtype)
-    norm = torch.linalg.vector_norm(wide, dim=-1)  # the fastest sum of squares: one pass, no product stored
-    rstd = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-    y = wide * rstd[..., None]
-    y *= weight.to(dtype)
-    return y.to(x.dtype).contiguous(), rstd.contiguous()
+    # The fastest sum of squares: one pass, no product stored.
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    rstd = torch.addcmul(norm.new_full((), eps), norm, norm, value=1 / x.shape[-1]).rsqrt_()
+    y = wide * rstd if wide is x else wide.mul_(rstd)
+    y *= weight  # cast inside the product
+    return y.to(x.dtype).contiguous(), rstd.squeeze(-1).contiguous()
 
 
 def rms_norm_residual(

@@ -34,19 +34,14 @@ class Block(nn.Module):
         residual: torch.Tensor,
         layout: Layout,
         record: list[Routing] | None = None,
-        pages: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(delta, residual) [T, D] each -> the same for the next block; delta None stands for 0.
 
-        `record` collects routing decisions. `pages` is this layer's part of a latent cache; with `layout.lengths` the
-        tokens are decoded against it.
+        `record` collects routing decisions.
         """
         x, residual = self.attn_norm.add(delta, residual)
         with self._dropping(x, self.attn_norm, residual):
-            if pages is not None and layout.lengths is not None:
-                delta = self.attn.decode(x, layout, pages)
-            else:
-                delta = self.attn(x, layout, pages)
+            delta = self.attn(x, layout)
         x, residual = self.ffn_norm.add(delta, residual)
         with self._dropping(x, self.ffn_norm, residual):
             delta = self.ffn(x, record) if isinstance(self.ffn, MoE) else self.ffn(x)

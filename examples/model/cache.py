@@ -42,6 +42,8 @@ class LatentCache:
         self.pages = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
         blocks = torch.arange(batch_size * per_row, dtype=torch.int32, device=device)
         self.block_table = blocks.view(batch_size, per_row)
+        # What turns a position into its place in the pages, for each page of a sequence.
+        self._page_offset = (self.block_table - torch.arange(per_row, device=device)) * PAGE
         zero = torch.zeros(batch_size, dtype=torch.int32, device=device)
         self.lengths = [zero.clone() for _ in range(1 + config.mtp_depth)]
         # Known on the host, so that an overflow is an error before anything is written, without a device sync.
@@ -59,7 +61,7 @@ class LatentCache:
         """
         self.check_room(self._longest[depth] + count)
         lengths = self.lengths[depth]
-        positions = lengths[:, None].long() + torch.arange(count, device=lengths.device)
+        positions = lengths[:, None] + torch.arange(count, device=lengths.device)
         self._longest[depth] += count
         self.lengths[depth] = lengths + count
         return positions.flatten(), self.slots(positions).flatten(), self.lengths[depth]
@@ -81,8 +83,8 @@ class LatentCache:
 
     def slots(self, positions: torch.Tensor) -> torch.Tensor:
         """int64 [B, n] positions of each sequence -> int64 [B, n] places in the pages."""
-        blocks = self.block_table.long().gather(1, positions // PAGE)
-        return blocks * PAGE + positions % PAGE
+        page = positions.div(PAGE, rounding_mode="floor")
+        return self._page_offset.gather(1, page).add_(positions)
 
     def truncate(self, lengths: torch.Tensor, depth: int = 0) -> None:
         """Forget everything past `lengths` int [B] at a depth: rejected drafts. Lengths that are not longer stay."""
@@ -93,5 +95,5 @@ class LatentCache:
 
     def keep(self, rows: torch.Tensor) -> None:
         """Keep only these sequences (int64 indices or bool [B]); pages stay in place. For finished sequences."""
-        self.block_table = self.block_table[rows]
+        self.block_table, self._page_offset = self.block_table[rows], self._page_offset[rows]
         self.lengths = [lengths[rows] for lengths in self.lengths]

@@ -15,6 +15,7 @@ from deepseek_ops._checks import ArgumentError, check_range, check_tensor
 from examples.model.cache import LatentCache
 from examples.model.config import ModelConfig
 from examples.model.mla import Layout, row_borders
+from examples.model.plan import DecodePlan
 
 MAX_STEP_TOKENS = 8
 
@@ -38,9 +39,7 @@ class CachedDecoding:
     if TYPE_CHECKING:
         config: ModelConfig
         embed: Any
-        head: Any
-        mtp: Any
-        _trunk: Any
+        _plan: DecodePlan | None
         _check_tokens: Any
         _frequencies: Any
 
@@ -71,8 +70,7 @@ class CachedDecoding:
         place = torch.arange(longest, device=tokens.device)
         cache.check_room(longest)
         all_slots = cache.slots(place.expand(rows, -1))
-        hidden = emb = None
-        last = []
+        plan, hidden, last = self._decode_plan(), None, []
         for depth in range(1 + self.config.mtp_depth):
             # Depth k knows the positions whose k-th next token is in the prompt.
             kept = (lengths - depth).clamp(min=0)
@@ -81,21 +79,20 @@ class CachedDecoding:
             layout = Layout(position, borders, self._frequencies(tokens.device), all_slots[row, position])
             cache.fill(depth, kept, max(longest - depth, 0))
             if depth == 0:
-                flat, emb_flat = self._trunk(tokens[row, position], layout, pages=cache.pages)
-                emb = _unpack(emb_flat, row, position, rows, longest)
+                flat = plan.trunk(tokens[row, position], layout, cache.pages)
             else:
-                module, pages = self.mtp[depth - 1], cache.pages[self.config.num_layers + depth - 1]
-                flat = module(hidden[row, position], emb[row, position + depth], layout, pages=pages)
+                pages = cache.pages[self.config.num_layers + depth - 1]
+                flat = plan.draft(depth, hidden[row, position], tokens[row, position + depth], layout, pages)
             hidden = _unpack(flat, row, position, rows, longest)
             last.append(hidden[torch.arange(rows, device=tokens.device), (kept - 1).clamp(min=0)][:, None])
-        return StepOutput(last[0], self.head(last[0]).float(), last[1:])
+        return StepOutput(last[0], plan.logits(last[0][:, 0])[:, None], last[1:])
 
     @torch.no_grad()
     def decode_step(self, tokens: torch.Tensor, cache: LatentCache) -> StepOutput:
         """Append 1 to 8 tokens per sequence (one sampled, or one and a draft to verify): int64 [B, q] -> [B, q, ...]."""
         layout = self._append(tokens, cache, 0)
-        hidden, _ = self._trunk(tokens.reshape(-1), layout, pages=cache.pages)
-        return self._step_output(hidden, tokens.shape[0])
+        plan = self._decode_plan()
+        return _step_output(plan, plan.trunk(tokens.flatten(), layout, cache.pages), tokens.shape)
 
     @torch.no_grad()
     def mtp_draft(
@@ -111,9 +108,15 @@ class CachedDecoding:
         check_tensor("hidden", hidden, shape=(*next_token.shape, self.config.hidden_size))
         layout = self._append(next_token, cache, depth)
         pages = cache.pages[self.config.num_layers + depth - 1]
-        emb = self.embed(next_token.reshape(-1))
-        state = self.mtp[depth - 1](hidden.flatten(0, 1), emb, layout, pages=pages)
-        return self._step_output(state, next_token.shape[0])
+        plan = self._decode_plan()
+        state = plan.draft(depth, hidden.flatten(0, 1), next_token.flatten(), layout, pages)
+        return _step_output(plan, state, next_token.shape)
+
+    def _decode_plan(self) -> DecodePlan:
+        """The plan of a step, made anew if parameters have changed since the last one."""
+        if self._plan is None or not self._plan.fits():
+            self._plan = DecodePlan(self)
+        return self._plan
 
     def _append(self, tokens: torch.Tensor, cache: LatentCache, depth: int) -> Layout:
         self._check_tokens(tokens)
@@ -125,9 +128,9 @@ class CachedDecoding:
         frequencies = self._frequencies(tokens.device)
         return Layout(positions, borders, frequencies, slots, cache.block_table, lengths)
 
-    def _step_output(self, hidden_TD: torch.Tensor, rows: int) -> StepOutput:
-        hidden = hidden_TD.view(rows, hidden_TD.shape[0] // max(rows, 1), -1)
-        return StepOutput(hidden, self.head(hidden).float())
+
+def _step_output(plan: DecodePlan, hidden_TD: torch.Tensor, shape: torch.Size) -> StepOutput:
+    return StepOutput(hidden_TD.view(*shape, hidden_TD.shape[-1]), plan.logits(hidden_TD).view(*shape, -1))
 
 
 def _unpack(

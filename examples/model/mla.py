@@ -1,8 +1,7 @@
 """Multi-head Latent Attention (report section 2.1.1), in two forms of the same function.
 
-Training and prefill multiply the latent out to keys and values per head (`forward`). Decoding leaves it compressed:
-W_UK moves to the query and W_UV to the output, so a cached token is one latent and one rotated key for all heads
-(`decode`). Both scale by (nope + rope)^-0.5: absorption changes where a product is taken, not the score.
+Training and prefill multiply the latent out to keys and values per head: `MLA`, here. Decoding leaves it compressed and
+moves W_UK to the query and W_UV to the output: `AbsorbedMLA` in `examples/model/plan.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from deepseek_ops.attention import cache_write_, mla_attention, mla_decode
+from deepseek_ops.attention import cache_write_, mla_attention
 from deepseek_ops.rope import rope
 from examples.model.config import ModelConfig
 from examples.model.layers import RMSNorm, activation_dtype, make_linear
@@ -42,7 +41,9 @@ class Layout:
 
 def row_borders(rows: int, length: int, device: torch.device) -> torch.Tensor:
     """Borders of `rows` sequences of `length` tokens each: int32 [rows + 1]."""
-    return torch.arange(rows + 1, dtype=torch.int32, device=device) * length
+    if length == 0:
+        return torch.zeros(rows + 1, dtype=torch.int32, device=device)
+    return torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=device)
 
 
 class MLA(nn.Module):
@@ -99,29 +100,6 @@ class MLA(nn.Module):
         with dropping((q, kv, k_pe), lambda: expand(*norms()), active=self.recompute):
             out, _ = mla_attention(q, k_nope, k_pe, v, layout.cu_seqlens, softmax_scale=self.scale)
         return self.o(out.flatten(1))
-
-    def decode(self, x_TD: torch.Tensor, layout: Layout, pages: torch.Tensor) -> torch.Tensor:
-        """The absorbed form over cached latents, for 1 to 8 new tokens per sequence; writes theirs first.
-
-        [T, D] -> [T, D].
-        """
-        c_q, c_kv, k_pe = self._compress(x_TD)
-        q_nope, q_pe = self._split_heads(self.q_b(self.q_norm(c_q)) if self.q_rank else c_q)
-        turned = rope(torch.cat((q_pe, k_pe[:, None]), dim=1), layout.positions, layout.inv_freq)
-        cache_write_(pages, self.kv_norm(c_kv), turned[:, -1], layout.slots)
-        w_uk, w_uv = self.absorbed_weights(x_TD.dtype)
-        q_latent = torch.bmm(q_nope.transpose(0, 1), w_uk).transpose(0, 1)
-        out, _ = mla_decode(
-            torch.cat((q_latent, turned[:, :-1]), dim=-1),
-            pages,
-            layout.block_table,
-            layout.lengths,
-            layout.cu_seqlens,
-            softmax_scale=self.scale,
-            latent_dim=self.kv_rank,
-        )
-        heads_HTV = torch.bmm(out.transpose(0, 1), w_uv.transpose(1, 2))
-        return self.o(heads_HTV.transpose(0, 1).flatten(1))
 
     def absorbed_weights(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """W_UK [H, nope, kv_lora] and W_UV [H, v, kv_lora], views of `kv_b`."""

@@ -53,7 +53,10 @@ class Router(nn.Module):
 
     def forward(self, x_TD: torch.Tensor) -> tuple[torch.Tensor, Routing]:
         """[T, D] -> (gate values fp32 [T, k], the decisions). Logits are an fp32 product of upcast operands."""
-        logits = F.linear(x_TD.float(), self.weight.float())
+        return self.choose(F.linear(x_TD.float(), self.weight.float()))
+
+    def choose(self, logits: torch.Tensor) -> tuple[torch.Tensor, Routing]:
+        """Logits fp32 [T, E] -> as `forward`; counts the tokens when training."""
         topk_idx, topk_weight, scores, counts = route(logits, self.bias, **self.options)
         if self.training and torch._C._current_graph_task_id() == -1:  # -1: not inside a backward pass
             self.counts += counts
@@ -90,7 +93,11 @@ class MoE(nn.Module):
         topk_weight, routing = self.router(x_TD)
         if record is not None:
             record.append(routing)
-        rows, offsets, source = permute(x_TD, routing.topk_idx, self.num_experts)
+        return self.combine(x_TD, topk_weight, routing.topk_idx)
+
+    def combine(self, x_TD: torch.Tensor, topk_weight: torch.Tensor, topk_idx: torch.Tensor) -> torch.Tensor:
+        """Sum of the chosen experts, weighted, and the shared ones: [T, D], fp32 [T, k], int64 [T, k] -> [T, D]."""
+        rows, offsets, source = permute(x_TD, topk_idx, self.num_experts)
         # The gate's value multiplies inside SwiGLU, before the down-projection: one pass less over [T * k, D].
         rows = self.experts(rows, topk_weight.flatten().index_select(0, source), offsets)
         out = unpermute(rows, source, x_TD.shape[0], self.top_k)

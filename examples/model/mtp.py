@@ -37,7 +37,6 @@ class MTPModule(nn.Module):
         emb_TD: torch.Tensor,
         layout: Layout,
         record: list[Routing] | None = None,
-        pages: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """(state of the depth before, embedding of the token k ahead) [T, D] -> state of this depth, normed: [T, D]."""
 
@@ -47,5 +46,5 @@ class MTPModule(nn.Module):
         (joined,) = join()
         with dropping((joined,), join, active=self.recompute):
             x = self.proj(joined)
-        delta, residual = self.block(None, x, layout, record, pages)
+        delta, residual = self.block(None, x, layout, record)
         return self.norm.add(delta, residual)[0]

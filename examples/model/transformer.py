@@ -22,8 +22,10 @@ from examples.model.layers import RMSNorm, activation_dtype, make_linear
 from examples.model.mla import Layout, row_borders
 from examples.model.moe import Router, Routing
 from examples.model.mtp import MTPModule
+from examples.model.plan import DecodePlan
 
 IGNORED = -100
+FEW_TOKENS = 64  # up to here Python finds their range faster: decoding
 
 
 @dataclass
@@ -62,6 +64,7 @@ class Transformer(CachedDecoding, nn.Module):
         self.head = make_linear(config.hidden_size, config.vocab_size, "high", config.precision)
         self.mtp = nn.ModuleList(MTPModule(config) for _ in range(config.mtp_depth))
         self._inv_freq: dict[torch.device, torch.Tensor] = {}
+        self._plan: DecodePlan | None = None
         self.reset_parameters()
 
     @torch.no_grad()
@@ -231,13 +234,12 @@ class Transformer(CachedDecoding, nn.Module):
         tokens_T: torch.Tensor,
         layout: Layout,
         record: list[Routing] | None = None,
-        pages: list[torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Main model on flat tokens: (states after the final norm, embeddings), both [T, D]."""
         emb = self.embed(tokens_T)
         delta, residual = None, emb
-        for i, block in enumerate(self.layers):
-            delta, residual = block(delta, residual, layout, record, pages[i] if pages else None)
+        for block in self.layers:
+            delta, residual = block(delta, residual, layout, record)
         return self.norm.add(delta, residual)[0], emb
 
     def _mtp_states(
@@ -297,7 +299,9 @@ class Transformer(CachedDecoding, nn.Module):
     def _check_tokens(self, tokens: torch.Tensor) -> None:
         check_tensor("tokens", tokens, dtype=torch.int64, ndim=2, device=self.embed.weight.device)
         if tokens.device.type == "cpu" and tokens.numel():  # elsewhere the check would wait for the device
-            low, high = (int(value) for value in torch.aminmax(tokens))
+            few = tokens.numel() <= FEW_TOKENS
+            values = tokens.flatten().tolist() if few else [int(value) for value in torch.aminmax(tokens)]
+            low, high = min(values), max(values)
             if low < 0 or high >= self.config.vocab_size:
                 raise ArgumentError(
                     f"tokens: must be in [0, {self.config.vocab_size}); got {low if low < 0 else high}"

@@ -9,6 +9,8 @@ The output equals plain greedy decoding; only the number of passes changes.
     verify                 main reads [next, draft] at n, n + 1 -> a (for n + 1), b (for n + 2)
     draft == a             next = b, state n + 1; MTP then reads both (state n, a), (state n + 1, b)
     draft != a             next = a, state n; both caches forget position n + 1
+
+Rows end at different passes, as many as their drafts were right: those that have ended leave the batch.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ import torch
 from examples.errors import UserError
 from examples.model.transformer import Transformer
 from examples.rollout.generate import Collector, Generation, pad_prompts
+
+# Finished rows leave when no more than this share still runs: a batch of another size has set-up costs of its own.
+LEAVE = 0.75
 
 
 @torch.no_grad()
@@ -43,13 +48,14 @@ def generate_speculative(
 
     kept = lengths.clone()  # n: positions of the main model that hold confirmed tokens
     draft = model.mtp_draft(output.hidden, following[:, None], cache).logits[:, -1].argmax(-1)
-    while not collector.all_finished:
+    running = list(range(rows))
+    while not collector.all_finished:  # a first token may have ended them all
         output = model.decode_step(torch.stack([following, draft], 1), cache)
         result.steps += 1
         choice = output.logits.argmax(-1)  # a, b
         right = choice[:, 0] == draft
-        for row, (a, b, accepted) in enumerate(
-            zip(choice[:, 0].tolist(), choice[:, 1].tolist(), right.tolist(), strict=True)
+        for row, a, b, accepted in zip(
+            running, choice[:, 0].tolist(), choice[:, 1].tolist(), right.tolist(), strict=True
         ):
             if collector.finished(row):
                 continue
@@ -58,13 +64,22 @@ def generate_speculative(
             collector.add(row, a)
             if accepted:
                 collector.add(row, b)
+        going = [place for place, row in enumerate(running) if not collector.finished(row)]
+        if not going:
+            break
         # A finished row stands still, so that it cannot outgrow the cache while others go on.
-        running = torch.tensor([not collector.finished(row) for row in range(rows)], device=kept.device)
-        kept = kept + running * (1 + right.long())
+        still = torch.zeros_like(kept)
+        still[going] = 1
+        kept = kept + still * (1 + right.long())
         cache.truncate(kept, 0)
+        hidden = output.hidden
+        if len(going) <= LEAVE * len(running):
+            running, stay = [running[place] for place in going], torch.tensor(going, device=kept.device)
+            cache.keep(stay)
+            kept, choice, right, hidden = kept[stay], choice[stay], right[stay], hidden[stay]
         following = torch.where(right, choice[:, 1], choice[:, 0])
         # MTP reads both positions of every row; a rejected row forgets the second.
-        drafts = model.mtp_draft(output.hidden, choice, cache).logits.argmax(-1)
+        drafts = model.mtp_draft(hidden, choice, cache).logits.argmax(-1)
         cache.truncate(kept, 1)
         draft = drafts.gather(1, right.long()[:, None]).squeeze(1)
     result.tokens = collector.tokens

@@ -43,6 +43,18 @@ def test_speculative_equals_greedy_whatever_the_drafts(model):
     assert drafted.drafts > 0 and drafted.steps >= plain.steps / 2
 
 
+def test_finished_rows_leave_the_batch(model, monkeypatch):
+    plain = generate(model, PROMPTS, 30)
+    eos = plain.tokens[0][3]
+    sizes, step = [], type(model).decode_step
+    monkeypatch.setattr(
+        type(model), "decode_step", lambda self, t, cache: sizes.append(t.shape[0]) or step(self, t, cache)
+    )
+    drafted = generate_speculative(model, PROMPTS, 30, eos=eos)
+    assert drafted.tokens == [t[: t.index(eos) + 1] if eos in t else t for t in plain.tokens]
+    assert sizes[0] == len(PROMPTS) > sizes[-1]
+
+
 def test_speculation_saves_passes_when_drafts_are_right(model, monkeypatch):
     """A draft head that knows the answer: every draft is accepted and the passes halve; one that never does costs none."""
     plain = generate(model, PROMPTS, 21)

@@ -1,0 +1,285 @@
+"""Generation's passes of the Transformer in as few calls as its equations allow.
+
+A step takes a few rows through the whole model: what it costs on a CPU is the number of calls, not their arithmetic.
+`DecodePlan` is the model's equations once more, over weights laid out for that:
+
+    MLA     the absorbed form: W_UK moves to the query and W_UV to the output, so that a cached token is one latent and one
+            rotated key for all heads; both scale by (nope + rope)^-0.5, because absorption changes where a product is
+            taken, not the score. Products of one input are one product.
+    MoE     where experts are small, all of them on every token, gates of 0 included: two products instead of two per
+            expert that was chosen.
+
+Roundings stand where the modules have them. The plan is made from the parameters when the first step needs it, and again
+after any of them changed: see `DecodePlan.fits`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from deepseek_ops.activation import swiglu
+from deepseek_ops.attention import cache_write_, mla_decode
+from deepseek_ops.norm import rms_norm, rms_norm_residual
+from deepseek_ops.rope import rope
+from examples.model.block import Block
+from examples.model.layers import Experts, Linear, RMSNorm, SwiGLU
+from examples.model.mla import MLA, Layout
+from examples.model.moe import MoE
+from examples.model.mtp import MTPModule
+
+if TYPE_CHECKING:
+    from examples.model.transformer import Transformer
+
+# A bf16 product on a CPU costs 12 us before it multiplies (oneDNN sets a primitive up), an fp32 one with its two casts
+# 4 us, and then about 200 against 40 multiply-adds per ns (one Zen 5 core): fp32 is faster up to here.
+SMALL_PRODUCT = 300_000
+# Multiply-adds that one bf16 product could do in the time it is set up: the price of leaving work out.
+SETUP = 1_500_000
+CACHED_ELEMENTS = 1 << 18  # values between two products that stay in a core's second-level cache
+
+Call = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Product:
+    """x W for a weight [K, N], or a batch of them [B, K, N]; x [T, K] or [B, T, K], in the weight's type.
+
+    Small bf16 products are taken in fp32 from a copy of the weight: the same exact products of bf16 values, the same
+    fp32 sums in another order, the same single rounding.
+    """
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.weight, self.size = weight, weight.numel()
+        self.multiply = torch.mm if weight.ndim == 2 else torch.bmm
+        small = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and self.size <= SMALL_PRODUCT
+        self.wide = weight.float().contiguous() if small else None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., T, K] -> [..., T, N]."""
+        if self.wide is not None and x.shape[-2] * self.size <= SMALL_PRODUCT:
+            return self.multiply(x.float(), self.wide).to(x.dtype)
+        return self.multiply(x, self.weight)
+
+
+def product(*modules: nn.Module) -> Call:
+    """The outputs of linear modules on one input, side by side; one product if they are not FP8."""
+    if all(isinstance(module, Linear) for module in modules):
+        weights = [module.weight.detach() for module in modules]
+        return Product((weights[0] if len(weights) == 1 else torch.cat(weights)).mT)
+    if len(modules) == 1:
+        return modules[0]
+    return lambda x: torch.cat([module(x) for module in modules], dim=-1)
+
+
+class Norm:
+    """`RMSNorm`, alone or after the residual addition."""
+
+    def __init__(self, norm: RMSNorm) -> None:
+        self.weight, self.eps = norm.weight.detach(), norm.eps
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, D] -> [T, D]."""
+        return rms_norm(x, self.weight, self.eps)
+
+    def add(self, delta: torch.Tensor | None, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(norm(delta + residual), delta + residual); delta None stands for 0."""
+        if delta is None:
+            return rms_norm(residual, self.weight, self.eps), residual
+        return rms_norm_residual(delta, residual, self.weight, self.eps)
+
+
+class AbsorbedMLA:
+    """`MLA` over cached latents, for 1 to 8 new tokens per sequence; writes theirs first. Prompts are read by `MLA`."""
+
+    def __init__(self, attn: MLA) -> None:
+        self.expanded = attn
+        self.heads, self.scale, self.rank = attn.heads, attn.scale, attn.kv_rank
+        self.head_parts = [attn.nope, attn.rope_dim]
+        q_width = attn.q_rank or attn.heads * (attn.nope + attn.rope_dim)
+        self.parts = [q_width, attn.kv_rank, attn.rope_dim]
+        self.down = product(attn.qkv_a) if attn.q_rank else product(attn.q, attn.kv_a)
+        self.q_norm = Norm(attn.q_norm) if attn.q_rank else None
+        self.q_up = product(attn.q_b) if attn.q_rank else None
+        self.kv_norm = Norm(attn.kv_norm)
+        w_uk, w_uv = attn.absorbed_weights(self.kv_norm.weight.dtype)
+        self.w_uk, self.w_uv = Product(w_uk.detach()), Product(w_uv.detach().mT)
+        self.o = product(attn.o)
+
+    def __call__(self, x_TD: torch.Tensor, layout: Layout, pages: torch.Tensor) -> torch.Tensor:
+        """[T, D] -> [T, D]."""
+        if layout.lengths is None:
+            return self.expanded(x_TD, layout, pages)
+        c_q, c_kv, k_pe = torch.split_with_sizes(self.down(x_TD), self.parts, dim=-1)
+        q = c_q if self.q_up is None else self.q_up(self.q_norm(c_q))
+        q_nope, q_pe = torch.split_with_sizes(
+            q.view(-1, self.heads, sum(self.head_parts)), self.head_parts, dim=-1
+        )
+        turned = rope(torch.cat((q_pe, k_pe[:, None]), dim=1), layout.positions, layout.inv_freq)
+        cache_write_(pages, self.kv_norm(c_kv), turned[:, -1], layout.slots)
+        q_latent = self.w_uk(q_nope.transpose(0, 1)).transpose(0, 1)
+        out, _ = mla_decode(
+            torch.cat((q_latent, turned[:, :-1]), dim=-1),
+            pages,
+            layout.block_table,
+            layout.lengths,
+            layout.cu_seqlens,
+            softmax_scale=self.scale,
+            latent_dim=self.rank,
+        )
+        return self.o(self.w_uv(out.transpose(0, 1)).transpose(0, 1).flatten(1))
+
+
+class Dense:
+    """`SwiGLU`: the dense FFN."""
+
+    def __init__(self, ffn: SwiGLU) -> None:
+        self.gate_up, self.down = product(ffn.gate_up), product(ffn.down)
+
+    def __call__(self, x_TD: torch.Tensor) -> torch.Tensor:
+        """[T, D] -> [T, D]."""
+        return self.down(swiglu(self.gate_up(x_TD)))
+
+
+class Mixture:
+    """`MoE`. Up to `most_rows` tokens, every expert computes every token, the shared ones as experts whose gate is 1.
+
+    The cost rule: computing the E - k experts that a token did not choose must be cheaper than setting up the products
+    of those that some token chose. Experts of the report's size never pass it; then, and in FP8, rows are sorted by
+    expert as in training. An expert whose weights are not finite reaches every token of the step, not only its own.
+    """
+
+    def __init__(self, moe: MoE) -> None:
+        self.moe, self.router = moe, moe.router
+        self.gate = moe.router.weight.detach().float().mT
+        self.most_rows = 0
+        if not isinstance(moe.experts, Experts):  # FP8
+            return
+        gate_up, shared = moe.experts.gate_up.detach(), moe.shared
+        experts, twice_inner, width = gate_up.shape
+        unchosen = (experts - moe.top_k) * twice_inner * width * 3 // 2
+        if unchosen > 2 * moe.top_k * SETUP:  # too much even for one token
+            return
+        self.most_rows = 2 * experts * SETUP // max(unchosen, 1)
+        self.chunk = max(CACHED_ELEMENTS // (experts * twice_inner), 1)
+        down = moe.experts.down.detach().mT.flatten(0, 1)
+        always = torch.zeros(experts, device=gate_up.device)
+        gate_up = gate_up.flatten(0, 1)
+        if shared is not None:
+            # A wide SwiGLU is several of the experts' width, side by side.
+            halves = shared.gate_up.weight.detach().view(2, -1, twice_inner // 2, width)
+            gate_up = torch.cat((gate_up, halves.transpose(0, 1).reshape(-1, width)))
+            down = torch.cat((down, shared.down.weight.detach().mT))
+            always = F.pad(always, (0, halves.shape[1]), value=1.0)
+        self.always, self.gate_up, self.down = always, Product(gate_up.mT), Product(down)
+        self.gated = (always.shape[0], twice_inner)
+
+    def __call__(self, x_TD: torch.Tensor) -> torch.Tensor:
+        """[T, D] -> [T, D]."""
+        rows = x_TD.shape[0]
+        topk_weight, routing = self.router.choose(torch.mm(x_TD.float(), self.gate))
+        if rows > self.most_rows:
+            return self.moe.combine(x_TD, topk_weight, routing.topk_idx)
+        gates = self.always.expand(rows, -1).scatter(1, routing.topk_idx, topk_weight)
+        if rows <= self.chunk:
+            return self._all_experts(x_TD, gates)
+        parts = zip(x_TD.split(self.chunk), gates.split(self.chunk), strict=True)
+        return torch.cat([self._all_experts(x, weights) for x, weights in parts])
+
+    def _all_experts(self, x_TD: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+        """Sum over experts of gates fp32 [T, E + shared] times their outputs: [T, D] -> [T, D]."""
+        inner = swiglu(self.gate_up(x_TD).view(-1, *self.gated), gates)
+        return self.down(inner.flatten(1))
+
+
+class Layer:
+    """`Block`: pre-norm attention, pre-norm FFN."""
+
+    def __init__(self, block: Block) -> None:
+        self.attn_norm, self.attn = Norm(block.attn_norm), AbsorbedMLA(block.attn)
+        self.ffn_norm = Norm(block.ffn_norm)
+        self.ffn: Call = Mixture(block.ffn) if isinstance(block.ffn, MoE) else Dense(block.ffn)
+
+    def __call__(
+        self, delta: torch.Tensor | None, residual: torch.Tensor, layout: Layout, pages: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(delta, residual) [T, D] each -> the same for the next layer."""
+        x, residual = self.attn_norm.add(delta, residual)
+        x, residual = self.ffn_norm.add(self.attn(x, layout, pages), residual)
+        return self.ffn(x), residual
+
+
+class Draft:
+    """`MTPModule`: one depth."""
+
+    def __init__(self, mtp: MTPModule) -> None:
+        self.emb_norm, self.hidden_norm, self.proj = (
+            Norm(mtp.emb_norm),
+            Norm(mtp.hidden_norm),
+            product(mtp.proj),
+        )
+        self.layer, self.norm = Layer(mtp.block), Norm(mtp.norm)
+
+    def __call__(
+        self, hidden_TD: torch.Tensor, emb_TD: torch.Tensor, layout: Layout, pages: torch.Tensor
+    ) -> torch.Tensor:
+        """(state of the depth before, embedding of the token k ahead) [T, D] -> state of this depth [T, D]."""
+        x = self.proj(torch.cat((self.emb_norm(emb_TD), self.hidden_norm(hidden_TD)), dim=-1))
+        return self.norm.add(*self.layer(None, x, layout, pages))[0]
+
+
+class DecodePlan:
+    """The whole model's step; `embed` and `head` are shared with the drafts."""
+
+    def __init__(self, model: Transformer) -> None:
+        self.embedding = model.embed.weight.detach()
+        self.layers = [Layer(block) for block in model.layers]
+        self.norm, self.to_logits = Norm(model.norm), product(model.head)
+        self.drafts = [Draft(module) for module in model.mtp]
+        self.sources = [
+            (module._parameters, name, parameter)
+            for module in model.modules()
+            for name, parameter in module._parameters.items()
+            if parameter is not None
+        ]
+        # Tensors of inference mode have no version counter: their plan serves one pass.
+        self.tracked = not any(parameter.is_inference() for _, _, parameter in self.sources)
+        self.state = self._state() if self.tracked else []
+
+    def _state(self) -> list[tuple[int, int]]:
+        return [(parameter._version, parameter.data_ptr()) for _, _, parameter in self.sources]
+
+    def fits(self) -> bool:
+        """Whether the parameters are those the plan was made from, unchanged.
+
+        An update in place bumps a parameter's version counter (the optimizer's and `load_state_dict` do), a cast or a
+        move changes its memory, a replacement is another object. Writing through `parameter.data` is none of these.
+        """
+        return (
+            self.tracked
+            and all(owner.get(name) is parameter for owner, name, parameter in self.sources)
+            and self.state == self._state()
+        )
+
+    def trunk(self, tokens_T: torch.Tensor, layout: Layout, pages: Sequence[torch.Tensor]) -> torch.Tensor:
+        """States after the final norm [T, D] of new tokens int64 [T], whose latents are written to the cache.
+
+        They see each other (prompts), and with `layout.lengths` what the cache holds.
+        """
+        delta, residual = None, self.embedding.index_select(0, tokens_T)
+        for layer, layer_pages in zip(self.layers, pages, strict=False):  # the drafts' pages follow
+            delta, residual = layer(delta, residual, layout, layer_pages)
+        return self.norm.add(delta, residual)[0]
+
+    def draft(
+        self, depth: int, hidden_TD: torch.Tensor, tokens_T: torch.Tensor, layout: Layout, pages: torch.Tensor
+    ) -> torch.Tensor:
+        """State of MTP depth k [T, D] from that of depth k - 1 and the tokens k ahead, int64 [T]."""
+        return self.drafts[depth - 1](hidden_TD, self.embedding.index_select(0, tokens_T), layout, pages)
+
+    def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
+        """[T, D] -> fp32 [T, V]."""
+        return self.to_logits(hidden_TD).float()
