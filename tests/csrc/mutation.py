@@ -1,21 +1,18 @@
 """Leaves out one step of a kernel at a time - a fence, a wait, an arrival, an expect_tx - and asks whether a run notices.
 
 A mutant is killed when, on some seed, the checker reports a hazard or the result is wrong. The kill rate says what the
-checker and the tests are worth for this kernel; each survivor needs a reason. `python tests/csrc/mutation.py` prints all.
+checker and the tests are worth for this kernel; each survivor needs a reason.
+`pytest -s -m slow tests/csrc/test_mutation.py` prints all of it.
 """
 
 from __future__ import annotations
 
 import ctypes
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-
-if __name__ == "__main__":  # pytest's importlib mode needs no path
-    sys.path[:0] = [str(Path(__file__).parents[2])]
 
 from tests.csrc.emulator.planted import ROOT, build, emulator_sources, rules_in
 from tests.csrc.gemm.test_fp8_gemm import BF16, FP32, Problem
@@ -30,6 +27,17 @@ UNDETECTABLE = {
 }
 
 
+def reason_to_survive(site: Site) -> str:
+    """Why no run on a CPU can miss this step; "" where one must."""
+    kind, place = site
+    if kind == "syncwarp":
+        file, line = place.split(":")
+        source = next((ROOT / "csrc").rglob(file)).read_text().splitlines()[int(line) - 1]
+        if "cluster_sync" in source or "cluster_arrive" in source:
+            return "barrier.cluster is .aligned: it wants converged lanes, which the emulator does not model"
+    return UNDETECTABLE.get(kind, "")
+
+
 @dataclass
 class Kernel:
     """How to run one kernel: run(seed, asynchrony, schedule, drop) gives a report, or "data" for a wrong result."""
@@ -37,8 +45,6 @@ class Kernel:
     name: str
     run: Callable[[int, int, int, Site], str]
     sites: Callable[[], list[Site]]
-    # Survivors with a reason of their own: a part of "kind@file:line" -> why nothing is missing without it.
-    explained: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -58,19 +64,16 @@ def mutate(kernel: Kernel, seeds: int, limit: int | None = None) -> list[Outcome
     if limit is not None and len(sites) > limit:  # evenly spread
         sites = [sites[i * len(sites) // limit] for i in range(limit)]
     for site in sites:
-        outcome = Outcome(site)
-        kind, where = site
-        outcome.reason = UNDETECTABLE.get(kind, "")
-        for text, reason in kernel.explained.items():
-            if text in f"{kind}@{where}":
-                outcome.reason = reason
+        outcome = Outcome(site, reason=reason_to_survive(site))
         tries = 1 if outcome.reason else seeds
         for seed in range(tries):
             for asynchrony in (2, 1, 0):  # lazy finds most
                 report = kernel.run(seed, asynchrony, (seed + asynchrony) % 4, site)
                 outcome.runs += 1
                 if report:
-                    outcome.killed_by = "data" if report == "data" else min(rules_in(report), default=report[:60])
+                    outcome.killed_by = (
+                        "data" if report == "data" else min(rules_in(report), default=report[:60])
+                    )
                     break
             if outcome.killed_by:
                 break
@@ -85,10 +88,14 @@ def unexplained(outcomes: list[Outcome]) -> list[Site]:
 def table(name: str, outcomes: list[Outcome]) -> str:
     killed = sum(bool(o.killed_by) for o in outcomes)
     killable = [o for o in outcomes if o.killed_by or not o.reason]
-    rate = sum(bool(o.killed_by) for o in killable) / max(len(killable), 1)
+    rate = killed / len(killable) if killable else 1
     lines = [f"{name}: {killed} of {len(outcomes)} mutants killed; {rate:.0%} of those that a CPU can tell"]
     for o in outcomes:
-        fate = f"killed by {o.killed_by} in run {o.runs}" if o.killed_by else f"SURVIVES: {o.reason or 'unexplained'}"
+        fate = (
+            f"killed by {o.killed_by} in run {o.runs}"
+            if o.killed_by
+            else f"SURVIVES: {o.reason or 'unexplained'}"
+        )
         lines.append(f"  {o.site[0]:<24} {o.site[1]:<28} {fate}")
     return "\n".join(lines)
 
@@ -126,9 +133,11 @@ def fp8_gemm() -> list[Kernel]:
         return Kernel(name, run, lambda: _sites(library))
 
     return [
-        kernel("fp8_gemm, 128x128 bf16", (136, 260, 1200), BF16, False, (128, 128), "none"),
-        kernel("fp8_gemm, 128x112 fp32 accumulating, multicast a", (136, 230, 1200), FP32, True, (128, 112), "a"),
-        kernel("fp8_gemm, 64x256 bf16, multicast b", (130, 260, 1200), BF16, False, (64, 256), "b"),
+        kernel("fp8_gemm, 128x128 bf16", (136, 264, 1200), BF16, False, (128, 128), "none"),
+        kernel(
+            "fp8_gemm, 128x112 fp32 accumulating, multicast a", (136, 232, 1200), FP32, True, (128, 112), "a"
+        ),
+        kernel("fp8_gemm, 64x256 bf16, multicast b", (130, 264, 1200), BF16, False, (64, 256), "b"),
     ]
 
 
@@ -146,7 +155,9 @@ def quantisers() -> list[Kernel]:
     names = ("quantize_rows", "quantize_columns", "quantize_blocks")
     folder = ROOT / "csrc/quantize"
     library = _library(
-        "quantize", [ROOT / "tests/csrc/quantize/quantize_driver.cpp"], [folder / f"{name}.cu" for name in names]
+        "quantize",
+        [ROOT / "tests/csrc/quantize/quantize_driver.cpp"],
+        [folder / f"{name}.cu" for name in names],
     )
     library.quantize_on_emulator.restype = ctypes.c_char_p
 
@@ -168,21 +179,7 @@ def quantisers() -> list[Kernel]:
 
         return Kernel(names[operation], run, lambda: _sites(library))
 
-    return [kernel(operation) for operation in range(3)]
+    return [kernel(operation) for operation in (1, 2, 0)]  # the one with most steps first
 
 
 FAMILIES = {"fp8_gemm": fp8_gemm, "quantise": quantisers}
-
-
-def main() -> int:
-    survivors = 0
-    for name in sys.argv[1:] or FAMILIES:
-        for kernel in FAMILIES[name]():
-            outcomes = mutate(kernel, seeds=8)
-            print(table(kernel.name, outcomes), flush=True)
-            survivors += len(unexplained(outcomes))
-    return survivors
-
-
-if __name__ == "__main__":
-    sys.exit(main())

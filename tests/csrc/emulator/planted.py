@@ -81,7 +81,7 @@ def emulator_sources() -> list[Path]:
 
 
 class Planted:
-    """The library of cases. A bug's expectation is a set of rules, each of which may name it; "data" means wrong results."""
+    """The library of cases. A bug's expectation is a set of rules, each of which may name it; "data": wrong results."""
 
     def __init__(self) -> None:
         self.path = build(
@@ -128,8 +128,3 @@ def case_names() -> list[str]:
         for f in sorted(KERNELS.glob("*.cu"))
         for n in re.findall(r"^CASE\((\w+)", f.read_text(), re.MULTILINE)
     ]
-
-
-@pytest.fixture(scope="session")
-def planted() -> Planted:
-    return Planted()

@@ -15,7 +15,6 @@ from tests.csrc.emulator.planted import (
     SCHEDULES,
     Planted,
     case_names,
-    planted,  # noqa: F401  (a fixture)
     rules_in,
 )
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.csrc.emulator.planted import KERNELS, planted, rules_in  # noqa: F401  (a fixture)
+from tests.csrc.emulator.planted import KERNELS, rules_in
 
 
 def line(file: str, text: str, nth: int = 0) -> str:
