@@ -24,9 +24,9 @@ ASYNCHRONY = ("eager", "random", "lazy")
 SCHEDULES = ("fifo", "random", "starve", "pct")
 MODES = list(itertools.product(range(len(ASYNCHRONY)), range(len(SCHEDULES))))
 
-FLAGS = "-std=c++20 -g -DHOPPER_EMULATED -fPIC -ffp-contract=off -Wno-psabi".split()
+FLAGS = ["-std=c++20", "-g", "-DHOPPER_EMULATED", "-fPIC", "-ffp-contract=off", "-Wno-psabi"]
 PLAIN = [*FLAGS, "-O2"]
-WATCHED = [*FLAGS, *"-O1 -fsanitize=thread --param tsan-instrument-func-entry-exit=0 -x c++".split()]
+WATCHED = [*FLAGS, *["-O1", "-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0", "-x", "c++"]]
 
 
 def object_file(folder: Path, source: Path, flags: list[str], headers: bytes) -> Path:
