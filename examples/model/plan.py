@@ -9,8 +9,8 @@ A step takes a few rows through the whole model: what it costs on a CPU is the n
     MoE     where experts are small, all of them on every token, gates of 0 included: two products instead of two per
             expert that was chosen.
 
-Roundings stand where the modules have them. The plan is made from the parameters when the first step needs it, and again
-after any of them changed: see `DecodePlan.fits`.
+Roundings stand where the modules have them, but for the sum over small experts, which is rounded once. The plan is made
+from the parameters when the first step needs it, and again after any of them changed: see `DecodePlan.fits`.
 """
 
 from __future__ import annotations
