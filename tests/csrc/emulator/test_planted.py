@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -13,7 +14,6 @@ from tests.csrc.emulator.planted import (
     KERNELS,
     MODES,
     SCHEDULES,
-    Planted,
     case_names,
     rules_in,
 )
@@ -139,6 +139,24 @@ def test_another_process_replays_the_same_run(planted):
     assert result.stdout.strip() == repr(mine)
 
 
+def test_cost_of_a_block_does_not_grow_with_the_grid(planted):
+    def cost(blocks):
+        seconds = []
+        for seed in range(5):
+            started = time.process_time()
+            assert planted.run("cost", blocks, seed) == ""
+            seconds.append((time.process_time() - started) / blocks)
+        counts = planted.library.planted_accesses(), planted.library.planted_switches()
+        return min(seconds), *(count / blocks for count in counts)
+
+    few, many = cost(2), cost(16)
+    assert many[1] == few[1]  # accesses
+    assert many[2] == pytest.approx(
+        few[2], rel=0.1
+    )  # switches; a wait that finds its phase complete has none
+    assert many[0] < 1.5 * few[0]
+
+
 def test_bank_conflicts_are_counted(planted):
     assert planted.run("gemm") == ""
     assert planted.library.planted_bank_conflicts() == 0
@@ -148,4 +166,3 @@ def test_bank_conflicts_are_counted(planted):
 
 def test_names_are_unique():
     assert len(set(case_names())) == len(case_names()) >= 40
-    assert isinstance(Planted, type)
