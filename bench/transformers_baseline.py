@@ -195,6 +195,9 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(row, dict):
             rates = f"{row['ours_tokens_per_s']:12.0f}{row['transformers_tokens_per_s']:14.0f}"
             print(f"{name:22}{rates}{row['ratio']:8.2f}{row['ratio_worst_turn']:8.2f}")
+    ratios = [row["ratio"] for name, row in result.items() if name.startswith("generate")]
+    result["generate_geometric_mean"] = statistics.geometric_mean(ratios)
+    print(f"generation, geometric mean of the cases: {result['generate_geometric_mean']:.2f}x")
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(result, indent=2) + "\n")
