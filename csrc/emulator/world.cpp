@@ -364,13 +364,17 @@ Thread* World::pick() {
     case Schedule::starve: {
       // One warp or one block waits as long as anybody else can run; the victim changes now and then.
       if (steps >= starve_until_) {
+        // By number: the address of a finished warp may serve a new one.
         const Thread* t = ready[random(static_cast<uint32_t>(ready.size()))];
-        starve_victim_ = random(2) ? static_cast<const void*>(t->warp) : static_cast<const void*>(t->block);
+        starved_block_ = t->block->uid;
+        starved_warp_ = random(2) ? t->identity.warp : kWholeBlock;
         starve_until_ = steps + 200 + random(4000);
       }
       i = random(static_cast<uint32_t>(ready.size()));
       for (size_t k = 0; k < ready.size(); ++k, i = (i + 1) % ready.size())
-        if (ready[i]->warp != starve_victim_ && ready[i]->block != starve_victim_ && ready[i]->wait != Wait::polling) break;
+        if ((ready[i]->block->uid != starved_block_ || (starved_warp_ != kWholeBlock && ready[i]->identity.warp != starved_warp_)) &&
+            ready[i]->wait != Wait::polling)
+          break;
       break;
     }
     case Schedule::pct: {

@@ -327,8 +327,8 @@ class World {
   void run_all_pending();
   void run_all_pending_after_end();
   void mix(uint64_t);
-  Thread* starved_ = nullptr;
-  const void* starve_victim_ = nullptr;
+  static constexpr uint32_t kWholeBlock = ~0u;
+  uint32_t starved_block_ = 0, starved_warp_ = 0;
   uint64_t starve_until_ = 0, pct_change_ = 0;
 };
 
