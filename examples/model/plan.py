@@ -139,23 +139,25 @@ class Dense:
     def __init__(self, ffn: SwiGLU) -> None:
         self.gate_up, self.down = product(ffn.gate_up), product(ffn.down)
 
-    def __call__(self, x_TD: torch.Tensor) -> torch.Tensor:
-        """[T, D] -> [T, D]."""
+    def __call__(self, x_TD: torch.Tensor, prompt: bool) -> torch.Tensor:
+        """[T, D] -> [T, D]; prompts and steps are one."""
         return self.down(swiglu(self.gate_up(x_TD)))
 
 
 class Mixture:
-    """`MoE`. Up to `most_rows` tokens, every expert computes every token, the shared ones as experts whose gate is 1.
+    """`MoE`. In a step every small expert computes every token, the shared ones as experts whose gate is 1.
 
     The cost rule: computing the E - k experts that a token did not choose must be cheaper than setting up the products
-    of those that some token chose. Experts of the report's size never pass it; then, and in FP8, rows are sorted by
-    expert as in training. An expert whose weights are not finite reaches every token of the step, not only its own.
+    of those that it chose. Experts of the report's size never pass it; then, in FP8, and for prompts, rows are sorted by
+    expert as in training. The two ways round differently (once, or once per expert), so that the choice depends on the
+    weights and on the kind of pass, never on the number of rows: a verifying pass must agree with the steps it replaces.
+    An expert whose weights are not finite reaches every token of the step, not only its own.
     """
 
     def __init__(self, moe: MoE) -> None:
         self.moe, self.router = moe, moe.router
         self.gate = moe.router.weight.detach().float().mT
-        self.most_rows = 0
+        self.small = False
         if not isinstance(moe.experts, Experts):  # FP8
             return
         gate_up, shared = moe.experts.gate_up.detach(), moe.shared
@@ -163,7 +165,7 @@ class Mixture:
         unchosen = (experts - moe.top_k) * twice_inner * width * 3 // 2
         if unchosen > 2 * moe.top_k * SETUP:  # too much even for one token
             return
-        self.most_rows = 2 * experts * SETUP // max(unchosen, 1)
+        self.small = True
         self.chunk = max(CACHED_ELEMENTS // (experts * twice_inner), 1)
         down = moe.experts.down.detach().mT.flatten(0, 1)
         always = torch.zeros(experts, device=gate_up.device)
@@ -177,11 +179,11 @@ class Mixture:
         self.always, self.gate_up, self.down = always, Product(gate_up.mT), Product(down)
         self.gated = (always.shape[0], twice_inner)
 
-    def __call__(self, x_TD: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x_TD: torch.Tensor, prompt: bool) -> torch.Tensor:
         """[T, D] -> [T, D]."""
         rows = x_TD.shape[0]
         topk_weight, routing = self.router.choose(torch.mm(x_TD.float(), self.gate))
-        if rows > self.most_rows:
+        if prompt or not self.small:
             return self.moe.combine(x_TD, topk_weight, routing.topk_idx)
         gates = self.always.expand(rows, -1).scatter(1, routing.topk_idx, topk_weight)
         if rows <= self.chunk:
@@ -201,7 +203,7 @@ class Layer:
     def __init__(self, block: Block) -> None:
         self.attn_norm, self.attn = Norm(block.attn_norm), AbsorbedMLA(block.attn)
         self.ffn_norm = Norm(block.ffn_norm)
-        self.ffn: Call = Mixture(block.ffn) if isinstance(block.ffn, MoE) else Dense(block.ffn)
+        self.ffn: Mixture | Dense = Mixture(block.ffn) if isinstance(block.ffn, MoE) else Dense(block.ffn)
 
     def __call__(
         self, delta: torch.Tensor | None, residual: torch.Tensor, layout: Layout, pages: torch.Tensor
@@ -209,7 +211,7 @@ class Layer:
         """(delta, residual) [T, D] each -> the same for the next layer."""
         x, residual = self.attn_norm.add(delta, residual)
         x, residual = self.ffn_norm.add(self.attn(x, layout, pages), residual)
-        return self.ffn(x), residual
+        return self.ffn(x, layout.lengths is None), residual
 
 
 class Draft:

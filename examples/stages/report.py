@@ -99,12 +99,7 @@ def _bounds(n: dict[str, float]) -> list[tuple[str, float | None, str, bool]]:
     )
     add("FP8 held-out gap, percent", "fp8_held_out_gap_percent", "< 0.25", lambda v: abs(v) < plots.BAND)
     add("MTP acceptance", "mtp_acceptance", "> 0.6 (tiny)", lambda v: v > 0.6)
-    add(
-        "speculative equals greedy (trained weights in fp32)",
-        "speculative_equals_greedy",
-        "1",
-        lambda v: v == 1,
-    )
+    add("speculative equals greedy", "speculative_equals_greedy", "1", lambda v: v == 1)
     return rows
 
 

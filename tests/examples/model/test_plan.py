@@ -51,23 +51,23 @@ def test_large_weights_have_no_fp32_copy():
 def test_small_experts_all_compute_every_token(shared, rows, monkeypatch):
     moe = build(precision="fp32", num_shared_experts=shared).layers[1].ffn
     mixture = plans.Mixture(moe)
-    assert mixture.chunk < 150 <= mixture.most_rows
+    assert mixture.small and mixture.chunk < 150
     x = torch.randn(rows, 128)
     with torch.no_grad():
         want = moe(x)
         monkeypatch.setattr(moe, "combine", None)  # not called
-        torch.testing.assert_close(mixture(x), want, rtol=2e-5, atol=2e-6)
+        torch.testing.assert_close(mixture(x, prompt=False), want, rtol=2e-5, atol=2e-6)
 
 
-def test_many_rows_and_large_experts_are_sorted_by_expert():
+def test_prompts_and_large_experts_are_sorted_by_expert():
     moe = build(precision="fp32").layers[1].ffn
     mixture = plans.Mixture(moe)
-    x = torch.randn(mixture.most_rows + 1, 128)
+    x = torch.randn(7, 128)
     with torch.no_grad():
-        assert torch.equal(mixture(x), moe(x))
+        assert torch.equal(mixture(x, prompt=True), moe(x))
     with torch.device("meta"):
         large = build(hidden_size=2048, expert_inner_size=1024, num_experts=64).layers[1].ffn
-    assert plans.Mixture(large).most_rows == 0
+    assert not plans.Mixture(large).small
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
