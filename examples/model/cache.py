@@ -20,6 +20,7 @@ class LatentCache:
     """Room for `batch_size` sequences of up to `max_length` tokens.
 
     pages: per layer (main layers, then MTP depths) [blocks, 64, kv_lora + rope].
+    batch_invariant: steps attend with one product per sequence, whose rounding its neighbours cannot change.
     block_table: int32 [B, blocks per sequence]. lengths[d]: int32 [B]; d = 0 the main model, d >= 1 an MTP depth.
     """
 
@@ -29,12 +30,13 @@ class LatentCache:
         batch_size: int,
         max_length: int,
         *,
+        batch_invariant: bool = False,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         check_range("batch_size", batch_size, low=0)
         check_range("max_length", max_length, low=1)
-        self.config, self.max_length = config, max_length
+        self.config, self.max_length, self.batch_invariant = config, max_length, batch_invariant
         per_row = ceil_div(max_length, PAGE)
         shape = (batch_size * per_row, PAGE, config.latent_width)
         dtype = dtype or activation_dtype(config.precision)

@@ -43,9 +43,15 @@ class CachedDecoding:
         _check_tokens: Any
         _frequencies: Any
 
-    def new_cache(self, batch_size: int, max_length: int) -> LatentCache:
-        """An empty cache on the model's device."""
-        return LatentCache(self.config, batch_size, max_length, device=self.embed.weight.device)
+    def new_cache(self, batch_size: int, max_length: int, *, batch_invariant: bool = False) -> LatentCache:
+        """An empty cache on the model's device; `batch_invariant` as in `LatentCache`."""
+        return LatentCache(
+            self.config,
+            batch_size,
+            max_length,
+            batch_invariant=batch_invariant,
+            device=self.embed.weight.device,
+        )
 
     @torch.no_grad()
     def prefill(
@@ -126,7 +132,9 @@ class CachedDecoding:
         positions, slots, lengths = cache.reserve(depth, count)
         borders = row_borders(rows, count, tokens.device)
         frequencies = self._frequencies(tokens.device)
-        return Layout(positions, borders, frequencies, slots, cache.block_table, lengths)
+        return Layout(
+            positions, borders, frequencies, slots, cache.block_table, lengths, cache.batch_invariant
+        )
 
 
 def _step_output(plan: DecodePlan, hidden_TD: torch.Tensor, shape: torch.Size) -> StepOutput:

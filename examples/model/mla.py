@@ -28,7 +28,7 @@ class Layout:
     positions: int64 [T], in their sequence. cu_seqlens: int32 [n + 1], borders of sequences that do not see each other.
     inv_freq: fp32 [rope / 2].
     With a cache: slots int64 [T] says where each token is written; `block_table` int32 [B, blocks] and `lengths`
-    int32 [B] (these tokens included) what a decoding step reads.
+    int32 [B] (these tokens included) what a decoding step reads; batch_invariant as in `LatentCache`.
     """
 
     positions: torch.Tensor
@@ -37,6 +37,7 @@ class Layout:
     slots: torch.Tensor | None = None
     block_table: torch.Tensor | None = None
     lengths: torch.Tensor | None = None
+    batch_invariant: bool = False
 
 
 def row_borders(rows: int, length: int, device: torch.device) -> torch.Tensor:

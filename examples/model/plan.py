@@ -129,6 +129,7 @@ class AbsorbedMLA:
             layout.cu_seqlens,
             softmax_scale=self.scale,
             latent_dim=self.rank,
+            batch_invariant=layout.batch_invariant,
         )
         return self.o(self.w_uv(out.transpose(0, 1)).transpose(0, 1).flatten(1))
 

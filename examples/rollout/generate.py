@@ -114,13 +114,17 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    batch_invariant: bool = False,
 ) -> Generation:
-    """Continue token-id prompts. temperature 0 is greedy; sampling is deterministic given `seed`."""
+    """Continue token-id prompts. temperature 0 is greedy; sampling is deterministic given `seed`.
+
+    batch_invariant: attention takes one product per sequence, so that its rounding does not depend on the batch.
+    """
     if temperature < 0 or not 0 < top_p <= 1:
         raise UserError(f"temperature, top_p: must be >= 0 and in (0, 1]; got {temperature}, {top_p}")
     tokens, lengths = pad_prompts(model, prompts, max_new_tokens)
     generator = torch.Generator(tokens.device).manual_seed(seed)
-    cache = model.new_cache(len(prompts), tokens.shape[1] + max_new_tokens)
+    cache = model.new_cache(len(prompts), tokens.shape[1] + max_new_tokens, batch_invariant=batch_invariant)
     output = model.prefill(tokens, cache, lengths)
     collector, result = Collector(len(prompts), max_new_tokens, eos), Generation([])
     while True:

@@ -29,9 +29,18 @@ LEAVE = 0.75
 
 @torch.no_grad()
 def generate_speculative(
-    model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, eos: int | None = None
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    eos: int | None = None,
+    batch_invariant: bool = False,
 ) -> Generation:
-    """Greedy continuation of token-id prompts with one MTP draft per pass, and how many drafts were right."""
+    """Greedy continuation of token-id prompts with one MTP draft per pass, and how many drafts were right.
+
+    In bf16 a near-tie of the logits can fall the other way than in `generate`, for products of other batches round
+    differently; with `batch_invariant` in both calls attention, the largest source of that, rounds alike.
+    """
     if model.config.mtp_depth < 1:
         raise UserError(
             f"model.mtp_depth: speculative decoding needs at least 1; got {model.config.mtp_depth}"
@@ -39,7 +48,7 @@ def generate_speculative(
     tokens, lengths = pad_prompts(model, prompts, max_new_tokens)
     rows = len(prompts)
     # A pass may write two positions past the last token that is kept.
-    cache = model.new_cache(rows, tokens.shape[1] + max_new_tokens + 2)
+    cache = model.new_cache(rows, tokens.shape[1] + max_new_tokens + 2, batch_invariant=batch_invariant)
     output = model.prefill(tokens, cache, lengths)
     collector, result = Collector(rows, max_new_tokens, eos), Generation([])
     following = output.logits[:, -1].argmax(-1)  # "next" above

@@ -31,7 +31,7 @@ def run(context: Context) -> dict[str, Any]:
         raise UserError(f"held-out documents: none has {PROMPT_TOKENS} tokens; there is nothing to continue")
 
     start = time.perf_counter()
-    plain = generate(model, flat, NEW_TOKENS, eos=tokenizer.eos_id)
+    plain = generate(model, flat, NEW_TOKENS, eos=tokenizer.eos_id, batch_invariant=True)
     plain_seconds = time.perf_counter() - start
     result: dict[str, Any] = {
         "prompts": len(flat),
@@ -41,7 +41,9 @@ def run(context: Context) -> dict[str, Any]:
     }
     if model.config.mtp_depth:
         start = time.perf_counter()
-        speculative = generate_speculative(model, flat, NEW_TOKENS, eos=tokenizer.eos_id)
+        speculative = generate_speculative(
+            model, flat, NEW_TOKENS, eos=tokenizer.eos_id, batch_invariant=True
+        )
         seconds = time.perf_counter() - start
         result |= {
             "speculative_steps": speculative.steps,
