@@ -8,8 +8,7 @@ namespace {
 
 using T = const TensorView&;
 
-int64_t blocks(int64_t size) { return (size + 127) / 128; }
-int64_t round_up(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
+int64_t blocks(int64_t size) { return ceil_div(size, 128); }
 
 // What the op lets its caller decide instead of the cost model; zeros leave it to the model.
 struct Knobs {

@@ -7,6 +7,7 @@
 #include <string>
 #include <type_traits>
 
+#include "integers.h"
 #include "status.h"
 #include "tensor.h"
 

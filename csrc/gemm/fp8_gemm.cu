@@ -14,9 +14,8 @@ using namespace fp8_gemm_kernels;
 
 constexpr int64_t kMaxSize = (int64_t{1} << 31) - 512;   // TMA coordinates are 32-bit, and a tile may reach past the end
 
-int64_t blocks(int64_t size) { return (size + 127) / 128; }
+int64_t blocks(int64_t size) { return ceil_div(size, kScaleBlock); }
 int64_t bytes_of(OutputType type) { return type == OutputType::bf16 ? 2 : 4; }
-bool aligned(const void* p, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
 
 struct Range {
   const char* name;
@@ -40,14 +39,12 @@ void check_rows(const char* name, const char* stride_name, const void* p, int64_
                 int64_t element_bytes, uintptr_t alignment) {
   if (rows == 0 || row == 0) return;
   require(p != nullptr, name, "must not be null unless it is empty", "a null pointer");
-  require(aligned(p, alignment), name, alignment == 16 ? "must start at a multiple of 16 bytes, as TMA asks"
+  require(is_aligned(p, alignment), name, alignment == 16 ? "must start at a multiple of 16 bytes, as TMA asks"
                                                        : "must be aligned to its elements", p);
   require(stride >= row, stride_name, "must be at least the length of a row", stride);
   require(alignment != 16 || stride * element_bytes % 16 == 0, stride_name,
           "must be a multiple of 16 bytes, as TMA asks (pad the rows)", stride);
 }
-
-int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // The stride of a matrix of one row means nothing, and frameworks put anything there; TMA wants it in order.
 Fp8GemmArguments with_plain_strides(Fp8GemmArguments x) {
@@ -122,8 +119,8 @@ void run(const Fp8GemmArguments& x, Multicast multicast, int32_t sms, hopper::St
   p.d = x.d;
   p.d_stride = x.d_stride;
   p.accumulate = x.accumulate;
-  p.tma_store = C::kStaged && aligned(x.d, 16) && x.d_stride * element % 16 == 0;
-  p.paired_store = aligned(x.d, 2 * element) && x.d_stride % 2 == 0;
+  p.tma_store = C::kStaged && is_aligned(x.d, 16) && x.d_stride * element % 16 == 0;
+  p.paired_store = is_aligned(x.d, 2 * element) && x.d_stride % 2 == 0;
 
   // Maps that the kernel will not use stay zero: TMA has no empty tensors.
   TensorMap map_a{}, map_b{}, map_scale_a{}, map_d{};

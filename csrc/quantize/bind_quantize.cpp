@@ -8,9 +8,6 @@
 namespace quantize {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
 Matrix matrix_of(const TensorView& x) {
   const int r = x.rank - 2, c = x.rank - 1;
   const Type type = x.dtype == Dtype::e4m3 ? Type::e4m3 : x.dtype == Dtype::bf16 ? Type::bf16 : Type::fp32;

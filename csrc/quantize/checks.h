@@ -8,9 +8,6 @@ namespace quantize {
 
 constexpr int64_t kMaxTiles = (int64_t{1} << 31) - 1;   // blocks of a grid
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-inline bool aligned(const void* p, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
 inline int64_t size_of(Type type) { return type == Type::e4m3 ? 1 : type == Type::bf16 ? 2 : 4; }
 
 inline void check_input(const char* name, const Matrix& x) {
@@ -18,7 +15,7 @@ inline void check_input(const char* name, const Matrix& x) {
   require(x.columns >= 0, name, "must not have a negative number of columns", x.columns);
   if (x.rows == 0 || x.columns == 0) return;
   require(x.data != nullptr, name, "must not be null unless it is empty", "a null pointer");
-  require(aligned(x.data, size_of(x.type)), name, "must be aligned to its elements", x.data);
+  require(is_aligned(x.data, size_of(x.type)), name, "must be aligned to its elements", x.data);
   require(x.row_stride >= 0, name, "must not have a negative row stride", x.row_stride);
   require(x.column_stride >= 0, name, "must not have a negative column stride", x.column_stride);
 }
@@ -31,7 +28,7 @@ inline uint32_t checked_tiles(const char* name, int64_t row_tiles, int64_t colum
 
 inline void check_output(const char* name, const void* p, uintptr_t alignment) {
   require(p != nullptr, name, "must not be null unless it is empty", "a null pointer");
-  require(aligned(p, alignment), name,
+  require(is_aligned(p, alignment), name,
           alignment == 16 ? "must start at a multiple of 16 bytes" : "must be aligned to its elements", p);
 }
 
@@ -46,7 +43,7 @@ inline void check_apart(const char* name, const void* output, int64_t output_byt
 // Whether the kernels may use 16-byte loads, and 16-byte stores of codes row by row.
 inline bool vectorised(const Matrix& x, const void* q, int64_t batch = 1, int64_t batch_stride = 0) {
   const int64_t bytes = size_of(x.type);
-  return aligned(x.data, 16) && aligned(q, 16) && (x.column_stride == 1 || x.columns == 1) && x.columns % 16 == 0 &&
+  return is_aligned(x.data, 16) && is_aligned(q, 16) && (x.column_stride == 1 || x.columns == 1) && x.columns % 16 == 0 &&
          (x.rows == 1 || x.row_stride * bytes % 16 == 0) && (batch == 1 || batch_stride * bytes % 16 == 0);
 }
 

@@ -29,7 +29,7 @@ BlockParams params_of(const Matrix& x, int64_t batch_stride, void* q_t, float* s
   p.column_tiles = static_cast<uint32_t>(ceil_div(x.columns, kTile));
   p.q_t = static_cast<uint8_t*>(q_t);
   p.scale_t = scale_t;
-  p.aligned_t = aligned(q_t, 16) && x.rows % 16 == 0;
+  p.aligned_t = is_aligned(q_t, 16) && x.rows % 16 == 0;
   return p;
 }
 
