@@ -45,6 +45,15 @@ def find_compiler() -> str | None:
     return next((path for c in chosen or ("c++", "g++", "clang++") if (path := shutil.which(c))), None)
 
 
+def find_cmake(build: Path | None = None) -> str:
+    """The CMake that made the folder `build`, while it works; else the one on PATH."""
+    if build is not None:
+        own = _cached(build, "CMAKE_COMMAND:INTERNAL")
+        if own and _version(own) == _folder_version(build):
+            return own
+    return shutil.which("cmake") or "cmake"
+
+
 def problem(target: str) -> str | None:
     """Why `target` cannot be built on this machine now, with what to do; None when it can."""
     if target == "cuda":
@@ -57,7 +66,12 @@ def problem(target: str) -> str | None:
 
 
 def configure(source: Path, build: Path, targets: Iterable[str], pybind11: str, **settings: object) -> None:
-    """Run CMake's configure step. The build folder persists, so that every path of an earlier environment is renewed."""
+    """Run CMake's configure step. The build folder persists, so that every path of an earlier environment is renewed.
+
+    A folder belongs to the release of CMake that made it: another one keeps parts of its cache and then fails ("No known
+    features for CXX compiler"). pip's build environment and the shell often hold different ones, so that the folder's
+    own is used while it exists, and a folder whose CMake is gone is begun anew.
+    """
     defines = {
         "CMAKE_BUILD_TYPE": "Release",
         "DEEPSEEK_OPS_TARGETS": ";".join(targets),
@@ -66,10 +80,16 @@ def configure(source: Path, build: Path, targets: Iterable[str], pybind11: str, 
         "pybind11_DIR": pybind11,
         **settings,
     }
+    cmake = find_cmake(build)
+    if _version(cmake) != _folder_version(build):
+        shutil.rmtree(build / "CMakeFiles", ignore_errors=True)
+        (build / "CMakeCache.txt").unlink(missing_ok=True)
     cache = build / "CMakeCache.txt"
     cached = cache.read_text() if cache.exists() else ""
-    command = ["cmake", "-S", str(source), "-B", str(build)]
-    ninja = shutil.which("ninja")
+    command = [cmake, "-S", str(source), "-B", str(build)]
+    ninja = _cached(build, "CMAKE_MAKE_PROGRAM:FILEPATH")  # another release may start over from its log
+    if not (ninja and os.path.exists(ninja)):
+        ninja = shutil.which("ninja")
     if ninja and (not cached or "CMAKE_GENERATOR:INTERNAL=Ninja" in cached):
         command += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
     elif "CMAKE_GENERATOR:INTERNAL=Ninja" in cached:  # ninja is gone since
@@ -83,7 +103,7 @@ def configure(source: Path, build: Path, targets: Iterable[str], pybind11: str, 
 def build(folder: Path, target: str = "all") -> None:
     """Run the build; MAX_JOBS compiles at a time (2)."""
     jobs = os.environ.get("MAX_JOBS", "2")
-    subprocess.run(["cmake", "--build", str(folder), "--target", target, "--parallel", jobs], check=True)
+    subprocess.run([find_cmake(folder), "--build", str(folder), "--target", target, "--parallel", jobs], check=True)
 
 
 def _nvcc_problem() -> str | None:
@@ -138,6 +158,22 @@ def _tools_problem() -> str | None:
     if shutil.which("cmake") is None:
         return "cmake was not found; install it: pip install cmake ninja"
     return None
+
+
+def _version(cmake: str) -> str | None:
+    found = re.search(r"version (\d+\.\d+\.\d+)", _output([cmake, "--version"]))
+    return found and found[1]
+
+
+def _folder_version(build: Path) -> str | None:
+    parts = [_cached(build, f"CMAKE_CACHE_{part}_VERSION:INTERNAL") for part in ("MAJOR", "MINOR", "PATCH")]
+    return ".".join(part for part in parts if part) or None
+
+
+def _cached(build: Path, name: str) -> str | None:
+    cache = build / "CMakeCache.txt"
+    lines = cache.read_text().splitlines() if cache.exists() else []
+    return next((line.split("=", 1)[1] for line in lines if line.startswith(f"{name}=")), None)
 
 
 def _output(command: list[str]) -> str:

@@ -92,3 +92,39 @@ def test_setup_refuses_to_go_on_without_nvcc_when_cuda_is_on(tmp_path):
     if "setuptools" in done.stderr and "No module" in done.stderr:
         pytest.skip("no setuptools")
     assert done.returncode == 1 and "DEEPSEEK_OPS_CUDA=on, but nvcc 12.4" in done.stderr
+
+
+def test_a_folder_stays_with_the_cmake_that_made_it(bare):
+    # Found by CI: pip's CMake had made the folder and the shell's older one was then run in it.
+    folder = bare / "build"
+
+    def cmake(where, version):
+        (bare / where).mkdir()
+        cache = "CMAKE_COMMAND:INTERNAL=$0\n" + "".join(
+            f"CMAKE_CACHE_{part}_VERSION:INTERNAL={number}\n"
+            for part, number in zip(("MAJOR", "MINOR", "PATCH"), version.split("."), strict=True)
+        )
+        script = (
+            f'if [ "$1" = --version ]; then echo "cmake version {version}"; exit; fi\n'
+            f'[ "$1" = -S ] && echo "{cache}" > "$4/CMakeCache.txt"\n'
+            f'echo "{version} $1" >> "{bare}/calls"'
+        )
+        return Path(tool(bare / where, "cmake", script))
+
+    def configure(where, monkeypatch):
+        (bare / "calls").write_text("")
+        monkeypatch.setenv("PATH", str(bare / where))
+        _toolchain.configure(bare, folder, ["emulated"], "")
+        _toolchain.build(folder)
+        return (bare / "calls").read_text().split("\n")[:-1]
+
+    folder.mkdir()
+    of_pip, _ = cmake("pip", "4.4.5"), cmake("shell", "3.25.1")
+    with pytest.MonkeyPatch.context() as patch:
+        assert configure("pip", patch) == ["4.4.5 -S", "4.4.5 --build"]
+        (folder / "CMakeFiles").mkdir()
+        assert configure("shell", patch) == ["4.4.5 -S", "4.4.5 --build"]
+        assert (folder / "CMakeFiles").exists()
+        of_pip.unlink()
+        assert configure("shell", patch) == ["3.25.1 -S", "3.25.1 --build"]
+        assert not (folder / "CMakeFiles").exists()
