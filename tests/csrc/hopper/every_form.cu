@@ -380,6 +380,7 @@ HOPPER_KERNEL(128) use_math(float* out, float x, float y) {
   out[6] = log2_approximate(x);
   out[7] = rsqrt_approximate(x);
   out[8] = reciprocal_approximate(x);
+  out[9] = exp_approximate(x);
 }
 
 HOPPER_KERNEL(128) use_time(uint32_t* flag) {
