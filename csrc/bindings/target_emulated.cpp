@@ -40,6 +40,7 @@ void set_options(const py::dict& changes) {
                                      {"starve", Schedule::starve}, {"pct", Schedule::pct}});
     else if (name == "sm_count") o.sm_count = py::cast<uint32_t>(value);
     else if (name == "resident_clusters") o.resident_clusters = py::cast<uint32_t>(value);
+    else if (name == "banks") o.banks = py::cast<bool>(value);
     else if (name == "fast_tensor_core") o.fast_tensor_core = py::cast<bool>(value);
     else if (name == "off") o.off = py::cast<std::set<std::string>>(value);
     else if (name == "drop_kind") o.drop_kind = py::cast<std::string>(value);
@@ -72,6 +73,13 @@ py::list last_drop_sites() {
   return sites;
 }
 
+py::list last_bank_sites() {
+  py::list sites;
+  for (const emulator::BankSite& s : emulator::last_bank_sites())
+    sites.append(py::make_tuple(s.site, s.what, s.requests, s.wavefronts, s.least, s.worst));
+  return sites;
+}
+
 struct RegisteredBuffers {
   ~RegisteredBuffers() { emulator::clear_buffers(); }
 };
@@ -97,6 +105,7 @@ void bind_target(py::module_& module, const std::string& target) {
   module.def("set_options", &set_options, "The defaults of emulator::Options with these changes, for the next runs.");
   module.def("last_statistics", &last_statistics, "emulator::Statistics of the last run.");
   module.def("last_drop_sites", &last_drop_sites, "(kind, site, count) of each step that a mutation run may leave out.");
+  module.def("last_bank_sites", &last_bank_sites, "Fields of emulator::BankSite of each place, most conflicts first.");
   py::register_local_exception_translator([](std::exception_ptr p) {
     try {
       if (p) std::rethrow_exception(p);
