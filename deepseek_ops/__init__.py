@@ -11,7 +11,7 @@ from . import activation, attention, gemm, loss, moe, norm, optimizer, quantize,
 from ._build_info import info
 from ._checks import ArgumentError
 from ._emulation import KernelError, bank_report, bank_sites, drop_sites, emulation, last_statistics
-from ._registry import BackendError, backend
+from ._registry import BackendError, backend, runs_reference
 from ._version import __version__
 
 __all__ = [
@@ -35,4 +35,5 @@ __all__ = [
     "optimizer",
     "quantize",
     "rope",
+    "runs_reference",
 ]

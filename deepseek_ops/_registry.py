@@ -237,6 +237,21 @@ def _all_plain(args: tuple[Any, ...]) -> bool:
     return True
 
 
+def runs_reference(*tensors: torch.Tensor) -> bool:
+    """Whether every op on these tensors would run its reference now, without a gradient and without an observer.
+
+    A loop that calls many ops on small tensors may then call `deepseek_ops.reference` itself, until something changes:
+    the functions are the same, and the 3 to 5 us that an op spends on arguments and dispatch are saved.
+    """
+    name = _override.get() or os.environ.get("DEEPSEEK_OPS_BACKEND")
+    return (
+        name in (None, "", "reference")
+        and not torch.is_grad_enabled()
+        and _unobserved()
+        and _all_plain(tensors)
+    )
+
+
 def _unobserved() -> bool:
     """Whether nothing asks to see ops go by: no compiler, tracer, mode (fake tensors), functorch or profiler."""
     return not (
