@@ -23,7 +23,6 @@ constexpr int kBlockRows = 128;            // weight rows of a CTA: one scale bl
 constexpr int kMathGroups = 2, kGroupRows = kBlockRows / kMathGroups;
 constexpr int kMathWarps = 4 * kMathGroups, kThreads = 32 * (kMathWarps + 1);   // and one warp that loads
 constexpr int kMaxTokens = 64, kMaxSplit = 8, kMaxGroups = 512;
-constexpr int kStagedRow = kGroupRows + 4; // floats; 4 more put the four token pairs of a quad into different banks
 
 // The groups that have work, so that item i is a division away and empty groups cost nothing.
 struct WorkList {
@@ -40,7 +39,7 @@ struct Config {
   static constexpr int kBlocksPerSm = Clustered || Tokens == 64 ? 1 : 2;
   static constexpr int kSmemLimit = kBlocksPerSm == 2 ? (228 * 1024) / 2 - 1024 : 227 * 1024;
 
-  using Staged = float[Tokens][kStagedRow];
+  using Staged = float[Tokens][kGroupRows];
   struct Nothing {};
   struct Fixed {
     alignas(128) Staged staged[kMathGroups];                                       // D^T turned into rows of D
@@ -310,11 +309,15 @@ HOPPER_DEVICE float4 add4(const float4& x, const float4& y) {
   return {hopper::add_rn(x.x, y.x), hopper::add_rn(x.y, y.y), hopper::add_rn(x.z, y.z), hopper::add_rn(x.w, y.w)};
 }
 
+// Where a weight row lies in the staging of a token: the four lanes of a quad, which hold different pairs of tokens, write
+// to different banks, and four neighbours stay together.
+HOPPER_DEVICE int32_t staged_place(int32_t token, int32_t row) { return row ^ token / 2 % 4 * 8; }
+
 // Each CTA sends every peer the sums of that peer's tokens; the group that receives pieces has announced their bytes
 // before anyone may send: at the start, and again when it has read the pieces of the item before.
 template <class C>
 HOPPER_DEVICE void announce_pieces(typename C::Shared& shared, const Share<C>& share, uint32_t group) {
-  const uint32_t bytes = (share.p.split - 1) * share.tokens_of(share.rank) * kStagedRow * sizeof(float);
+  const uint32_t bytes = (share.p.split - 1) * share.tokens_of(share.rank) * kGroupRows * sizeof(float);
   if (bytes != 0) hopper::mbarrier_arrive_expect_tx(&shared.fixed.pieces_landed[group], bytes);
 }
 
@@ -323,7 +326,7 @@ HOPPER_DEVICE void send_pieces(typename C::Shared& shared, const Share<C>& share
   auto& staged = shared.fixed.staged[group];
   const int32_t tokens = share.tokens_of_rank();
   for (int32_t peer = 0; peer < share.p.split; ++peer) {
-    const uint32_t bytes = share.tokens_of(peer) * kStagedRow * sizeof(float);
+    const uint32_t bytes = share.tokens_of(peer) * kGroupRows * sizeof(float);
     if (peer == share.rank || bytes == 0) continue;
     hopper::bulk_copy_cluster(hopper::map_shared(shared.fixed.landed[group][share.rank * tokens], peer),
                               staged[peer * tokens], bytes,
@@ -345,8 +348,10 @@ HOPPER_DEVICE void epilogue(typename C::Shared& shared, const Share<C>& share, c
   } else {
     math_group_sync(group);
   }
-  HOPPER_UNROLL for (int r = 0; r < C::kTokens / 2; ++r)
-    staged[r / 4 * 8 + lane % 4 * 2 + r % 2][thread / 32 * 16 + lane / 4 + r % 4 / 2 * 8] = sum[r];
+  HOPPER_UNROLL for (int r = 0; r < C::kTokens / 2; ++r) {
+    const int32_t token = r / 4 * 8 + lane % 4 * 2 + r % 2, row = thread / 32 * 16 + lane / 4 + r % 4 / 2 * 8;
+    staged[token][staged_place(token, row)] = sum[r];
+  }
   if constexpr (C::kClustered) hopper::fence_proxy_async();   // each writer, before the copies read
   math_group_sync(group);
 
@@ -359,16 +364,17 @@ HOPPER_DEVICE void epilogue(typename C::Shared& shared, const Share<C>& share, c
   }
   constexpr int kQuads = kGroupRows / 4;
   for (int32_t i = thread; i < count * kQuads; i += 128) {
-    const int32_t token = i / kQuads, row = i % kQuads * 4;
+    const int32_t token = i / kQuads, row = i % kQuads * 4, place = staged_place(first + token, row);
     float4 x{};
     if constexpr (C::kClustered) {
+      const auto& landed = shared.fixed.landed[group];
       for (int32_t r = 0; r < p.split; ++r) {
-        const float* piece = r == rank ? &staged[first + token][row] : &shared.fixed.landed[group][r * share.tokens_of_rank() + token][row];
-        const float4 more_of_k = hopper::load_vector<float4>(piece);
-        x = r == 0 ? more_of_k : add4(x, more_of_k);
+        const float* piece = r == rank ? staged[first + token] : landed[r * share.tokens_of_rank() + token];
+        const float4 range = hopper::load_vector<float4>(piece + place);
+        x = r == 0 ? range : add4(x, range);
       }
     } else if (token < item.rows) {
-      x = hopper::load_vector<float4>(&staged[token][row]);
+      x = hopper::load_vector<float4>(staged[token] + place);
     }
     const int32_t column = item.column + static_cast<int32_t>(group) * kGroupRows + row;
     p.fp32 ? store4<float>(p, item, first + token, column, x) : store4<bf16>(p, item, first + token, column, x);
@@ -406,7 +412,7 @@ fp8_decode_kernel(HOPPER_GRID_CONSTANT const TensorMap map_a, HOPPER_GRID_CONSTA
   } else {
     hopper::block_sync();
   }
-  if (warp == kMathWarps && hopper::elect_one()) prefetch<C>(shared, map_b, share);
+  if (p.prefetch_weights && warp == kMathWarps && hopper::elect_one()) prefetch<C>(shared, map_b, share);
   hopper::grid_dependency_wait();   // before anything else of global memory: the previous kernel may have written it
   if (p.masked_m) {
     if (warp == 0) list_work(shared.fixed.work, p);
