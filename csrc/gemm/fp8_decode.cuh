@@ -409,8 +409,8 @@ fp8_decode_kernel(HOPPER_GRID_CONSTANT const TensorMap map_a, HOPPER_GRID_CONSTA
   }
   if constexpr (C::kClustered) {
     hopper::cluster_sync();
-  } else {
-    hopper::block_sync();
+  } else if (!p.masked_m) {
+    hopper::block_sync();   // a batch meets below, when it knows its work
   }
   if (p.prefetch_weights && warp == kMathWarps && hopper::elect_one()) prefetch<C>(shared, map_b, share);
   hopper::grid_dependency_wait();   // before anything else of global memory: the previous kernel may have written it
