@@ -97,9 +97,10 @@ struct Share {
 
   HOPPER_DEVICE uint32_t first() const { return C::kClustered ? blockIdx.x / p.split : blockIdx.x; }
   HOPPER_DEVICE uint32_t step() const { return C::kClustered ? gridDim.x / p.split : gridDim.x; }
-  HOPPER_DEVICE uint32_t count() const { return p.tiles * (p.masked_m ? work.count : 1); }
+  HOPPER_DEVICE bool batch() const { return !C::kClustered && p.masked_m; }
+  HOPPER_DEVICE uint32_t count() const { return p.tiles * (batch() ? work.count : 1); }
   HOPPER_DEVICE Item item(uint32_t i) const {
-    if (!p.masked_m) return {0, p.m, static_cast<int32_t>(i) * kBlockRows};
+    if (!batch()) return {0, p.m, static_cast<int32_t>(i) * kBlockRows};
     const WorkList::Entry entry = work.entry[i / p.tiles];
     return {entry.group, entry.rows, static_cast<int32_t>(i % p.tiles) * kBlockRows};
   }
@@ -414,9 +415,11 @@ fp8_decode_kernel(HOPPER_GRID_CONSTANT const TensorMap map_a, HOPPER_GRID_CONSTA
   }
   if (p.prefetch_weights && warp == kMathWarps && hopper::elect_one()) prefetch<C>(shared, map_b, share);
   hopper::grid_dependency_wait();   // before anything else of global memory: the previous kernel may have written it
-  if (p.masked_m) {
-    if (warp == 0) list_work(shared.fixed.work, p);
-    hopper::block_sync();
+  if constexpr (!C::kClustered) {
+    if (p.masked_m) {
+      if (warp == 0) list_work(shared.fixed.work, p);
+      hopper::block_sync();
+    }
   }
   if (group < kMathGroups) {
     math<C>(shared, share, group);
