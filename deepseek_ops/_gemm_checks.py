@@ -108,3 +108,46 @@ def check_tile(tile: object) -> tuple[int, int]:
 
 def check_accumulation(accumulation: object) -> None:
     check_choice("accumulation", accumulation, ACCUMULATIONS)
+
+
+# --- decoding --------------------------------------------------------------------------------------------------
+
+DECODE_ROWS = 64  # kMaxTokens of csrc/gemm/fp8_decode.cuh: what one tile multiplies with the weights
+DECODE_GROUPS = 512  # kMaxGroups
+SPLITS = (1, 2, 4, 8)
+
+
+def check_decode_rows(a: torch.Tensor, other: str) -> None:
+    """At most 64 rows, in each group of a batch."""
+    require(
+        a.shape[-2] <= DECODE_ROWS,
+        "a",
+        f"must have at most {DECODE_ROWS} rows ({other} takes any number)",
+        a.shape[-2],
+    )
+
+
+def check_decode_groups(a: torch.Tensor) -> None:
+    """A block keeps the list of groups with rows in shared memory."""
+    require(a.shape[0] <= DECODE_GROUPS, "a", f"must have at most {DECODE_GROUPS} matrices", a.shape[0])
+
+
+def check_split_k(split_k: object, n: int, k: int) -> int:
+    """How many ranges K is divided into; None: what `choose_split_k` says."""
+    if split_k is None:
+        return choose_split_k(n, k)
+    valid = isinstance(split_k, int) and not isinstance(split_k, bool) and split_k in SPLITS
+    require(valid, "split_k", "must be None, 1, 2, 4 or 8", repr(split_k))
+    assert isinstance(split_k, int)
+    return split_k
+
+
+def choose_split_k(n: int, k: int) -> int:
+    """The largest of 1, 2, 4, 8 that gives at most 128 blocks of 128 weight rows and at least 4 slices of 128 to each.
+
+    Of N and K alone, with constants that stand for no machine in particular: the bits of a result follow from its
+    operands. 128 blocks keep the multiprocessors of any Hopper busy in one wave (an H100 has 132).
+    """
+    tiles, slices = ceil_div(n, 128), ceil_div(k, 128)
+    legal = [split for split in SPLITS if tiles * split <= 128 and slices >= 4 * split]
+    return max(legal, default=1)

@@ -5,6 +5,7 @@ Everything is D = A B^T on row-major operands, and wgrad is the product over tok
 | operands | one matrix | groups of rows | padded batch | gradient of weights |
 |---|---|---|---|---|
 | e4m3 with fp32 scales | `fp8_gemm` | `fp8_gemm_grouped` | `fp8_gemm_masked` | `fp8_wgrad`, `fp8_wgrad_grouped` |
+| the same, at most 64 rows | `fp8_gemm_decode` | | `fp8_gemm_masked_decode` | |
 | bf16, fp32 or fp64 | `gemm` | `gemm_grouped` | `gemm_masked` | `wgrad`, `wgrad_grouped` |
 
 Words used below, once for all:
@@ -43,12 +44,15 @@ from __future__ import annotations
 import torch
 
 from . import _gemm_checks as check
+from . import _gemm_decode_ops as decode_ops
 from . import _gemm_ops as ops
 
 __all__ = [
     "fp8_gemm",
+    "fp8_gemm_decode",
     "fp8_gemm_grouped",
     "fp8_gemm_masked",
+    "fp8_gemm_masked_decode",
     "fp8_wgrad",
     "fp8_wgrad_grouped",
     "gemm",
@@ -156,6 +160,86 @@ def fp8_gemm_masked(
     if out is None:
         return ops.fp8_gemm_masked(a, scale_a, b, scale_b, masked_m, dtype, accumulation)
     ops.fp8_gemm_masked_(a, scale_a, b, scale_b, masked_m, out, accumulation)
+    return out
+
+
+def fp8_gemm_decode(
+    a: torch.Tensor,
+    scale_a: torch.Tensor,
+    b: torch.Tensor,
+    scale_b: torch.Tensor,
+    *,
+    out: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    split_k: int | None = None,
+    num_sms: int = 0,
+    prefetch_weights: bool = False,
+) -> torch.Tensor:
+    """`fp8_gemm` of at most 64 rows, where reading the weight once is all that takes time: decoding.
+
+    a: e4m3 [M, K] with row scales, M <= 64; b: e4m3 [N, K] with block scales. Returns [M, N], bf16 unless asked
+    otherwise.
+
+    split_k: 1, 2, 4 or 8 ranges of K that are summed side by side. The S = ceil(K/128) slices of 128 are divided
+    so that range r goes from slice r S / split_k to (r + 1) S / split_k, both rounded down; each range accumulates
+    as `fp8_gemm` does, from zero; then the ranges are added in fp32, ascending, and rounded once. None: the largest
+    that gives at most 128 blocks of 128 columns of D and at least 4 slices to each range
+    (`_gemm_checks.choose_split_k`), which depends on N and K alone: the bits of a row are the same in any batch and
+    on any machine. With split_k=1 they are those of `fp8_gemm`.
+
+    Two knobs of the kernel, which never change a bit of the result and which the reference ignores:
+    num_sms: multiprocessors that it may use (at least one cluster of split_k blocks runs); 0: all.
+    prefetch_weights: let the kernel load b before the previous kernel of the stream has ended. Only if that one does
+    not write b: true of a model's weights while decoding, not after an optimiser step or a quantisation of b.
+    """
+    check.check_fp8("a", a, 2)
+    check.check_decode_rows(a, "fp8_gemm")
+    check.check_row_scale("scale_a", scale_a, a)
+    check.check_fp8("b", b, 2, a.device)
+    check.check_same_size("b", b, 1, a.shape[1], "a has columns")
+    check.check_block_scale("scale_b", scale_b, b)
+    split = check.check_split_k(split_k, *b.shape)
+    check.check_num_sms(num_sms)
+    shape = (a.shape[0], b.shape[0])
+    dtype = check.check_output(out, out_dtype, torch.bfloat16, shape, a)
+    knobs = (num_sms, bool(prefetch_weights))
+    if out is None:
+        return decode_ops.fp8_gemm_decode(a, scale_a, b, scale_b, dtype, split, *knobs)
+    decode_ops.fp8_gemm_decode_(a, scale_a, b, scale_b, out, split, *knobs)
+    return out
+
+
+def fp8_gemm_masked_decode(
+    a: torch.Tensor,
+    scale_a: torch.Tensor,
+    b: torch.Tensor,
+    scale_b: torch.Tensor,
+    masked_m: torch.Tensor,
+    *,
+    out: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    num_sms: int = 0,
+) -> torch.Tensor:
+    """`fp8_gemm_masked` with room for at most 64 rows in a group, bound by reading the weights of the groups in use.
+
+    Arguments as there, Mmax <= 64 and G <= 512. Returns [G, Mmax, N]; rows from masked_m[g] on are zero, or untouched
+    in `out` - and then a group without rows costs nothing. masked_m outside of 0..Mmax counts as the nearer end.
+    The bits are those of `fp8_gemm` on each group's rows. num_sms: see `fp8_gemm_decode`.
+    """
+    check.check_fp8("a", a, 3)
+    check.check_decode_rows(a, "fp8_gemm_masked")
+    check.check_decode_groups(a)
+    check.check_row_scale("scale_a", scale_a, a)
+    check.check_fp8("b", b, 3, a.device)
+    check.check_same_size("b", b, 0, a.shape[0], "a has matrices")
+    check.check_same_size("b", b, 2, a.shape[2], "a has columns")
+    check.check_block_scale("scale_b", scale_b, b)
+    check.check_index("masked_m", masked_m, a.shape[0], a.device)
+    check.check_num_sms(num_sms)
+    dtype = check.check_output(out, out_dtype, torch.bfloat16, (*a.shape[:2], b.shape[1]), a)
+    if out is None:
+        return decode_ops.fp8_gemm_masked_decode(a, scale_a, b, scale_b, masked_m, dtype, num_sms)
+    decode_ops.fp8_gemm_masked_decode_(a, scale_a, b, scale_b, masked_m, out, num_sms)
     return out
 
 

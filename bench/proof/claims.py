@@ -186,6 +186,35 @@ def _all() -> list[Claim]:
             faster_than("deepgemm", 1.0),
         )
     )  # fmt: skip
+    return claims + _decoding()
+
+
+def _decoding() -> list[Claim]:
+    claims = []
+    for kernel, step in (
+        ("fp8_gemm_decode", "bench-fp8_decode"),
+        ("fp8_gemm_masked_decode", "bench-fp8_masked_decode"),
+    ):
+        claims += [
+            Claim(f"{kernel}.bits", kernel, "Equals its model bit for bit", "tests", tests_pass(f"test_{kernel}_bits")),
+            Claim(
+                f"{kernel}.graph", kernel, "A launch is captured in a CUDA graph, replays on new data, and repeats",
+                "tests", tests_pass(f"test_{kernel}_graph"),
+            ),
+            Claim(
+                f"{kernel}.bandwidth", kernel, "At least 75 % of HBM bandwidth on weights of 64 MB and more", step,
+                bandwidth_at_least(kernel, 0.75),
+            ),
+            Claim(
+                f"{kernel}.speed", kernel, "At least 1.30x cuBLASLt blockwise", step, faster_than("cublaslt", 1.3)
+            ),
+        ]  # fmt: skip
+    kernel = "fp8_gemm_decode"
+    claims.append(
+        Claim(
+            f"{kernel}.batch", kernel, "A row has the same bits in every batch", "tests", tests_pass(f"test_{kernel}_batch")
+        )
+    )  # fmt: skip
     return claims
 
 

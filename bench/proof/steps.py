@@ -28,6 +28,14 @@ GEMM_SHAPES: dict[str, list[tuple[int, int, int]]] = {  # M, N, K: research/gemm
     "decode": [(1, 7168, 2048), (16, 4096, 7168), (64, 4096, 7168), (128, 7168, 16384)],
 }
 
+# Few rows: M, N, K of one product, and experts, rows of each, room for rows, N, K of a batch.
+DECODE_SHAPES: list[tuple[int, int, int]] = [
+    (1, 2112, 7168), (16, 4096, 7168), (64, 4096, 7168), (8, 7168, 16384), (64, 7168, 16384), (64, 36864, 7168),
+]  # fmt: skip
+MASKED_DECODE_SHAPES: list[tuple[int, int, int, int, int]] = [
+    (6, 20, 64, 4096, 7168), (32, 20, 64, 4096, 7168), (32, 8, 64, 7168, 2048),
+]  # fmt: skip
+
 QUANTIZE_SHAPES: list[tuple[int, int]] = [(4096, 7168), (16384, 7168), (65536, 2048)]  # T, H
 
 
@@ -64,6 +72,16 @@ def all_steps() -> list[Step]:
                 "fp8_gemm beside cuBLASLt blockwise, cuBLAS bf16, DeepGEMM", ("build",),
             )
         )  # fmt: skip
+    steps += [
+        Step(
+            "bench-fp8_decode", "benchmark", "gemm", 4, 70, 240,
+            "fp8_gemm_decode beside fp8_gemm, cuBLASLt blockwise, DeepGEMM, cuBLAS bf16", ("build",),
+        ),
+        Step(
+            "bench-fp8_masked_decode", "benchmark", "gemm", 4, 45, 180,
+            "fp8_gemm_masked_decode beside a loop of cuBLASLt and DeepGEMM", ("build",),
+        ),
+    ]  # fmt: skip
     steps += [
         Step("bench-quantize", "benchmark", "quantize", 3, 40, 150, "quantisers beside a plain copy", ("build",)),
         Step(

@@ -233,6 +233,10 @@ def work(step: str, golden: Path) -> dict[str, Any]:
         return benchmarks.bench_quantize()
     if step.startswith("bench-fp8_gemm-"):
         return benchmarks.bench_gemm(step.removeprefix("bench-fp8_gemm-"))
+    if step in ("bench-fp8_decode", "bench-fp8_masked_decode"):
+        from .. import decode
+
+        return decode.prove_decode() if step == "bench-fp8_decode" else decode.prove_masked()
     raise SystemExit(f"no such step: {step!r}")
 
 

@@ -134,3 +134,106 @@ def test_fp8_gemm_graph() -> None:
                 to.copy_(value)
             graph.replay()
             assert same_bits(out, gemm.fp8_gemm(*given))
+
+
+DECODES = [(1, 8, 128), (7, 136, 1536), (16, 2112, 7168), (33, 576, 144), (64, 4096, 2048)]
+
+
+@pytest.mark.parametrize("split_k", [None, 1, 2, 4, 8])
+@pytest.mark.parametrize(("m", "n", "k"), DECODES)
+def test_fp8_gemm_decode_bits(m: int, n: int, k: int, split_k: int | None) -> None:
+    """Equal to the model of the tensor core with the same ranges of K, with and without early weights."""
+    need_kernel("fp8_gemm_decode")
+    given = operands(m, n, k)
+    for out_dtype in (torch.float32, torch.bfloat16):
+        with deepseek_ops.backend("modelled"):
+            want = gemm.fp8_gemm_decode(*given, out_dtype=out_dtype, split_k=split_k)
+        on_device = [t.cuda() for t in given]
+        torch.cuda.synchronize()  # the weights are there: they may be loaded early
+        for prefetch in (False, True):
+            with deepseek_ops.backend("cuda"):
+                got = gemm.fp8_gemm_decode(
+                    *on_device, out_dtype=out_dtype, split_k=split_k, prefetch_weights=prefetch
+                )
+            assert same_bits(got.cpu(), want)
+
+
+def test_fp8_gemm_decode_batch() -> None:
+    """Rows alone, in small and in large batches: one answer."""
+    need_kernel("fp8_gemm_decode")
+    a, scale_a, b, scale_b = (t.cuda() for t in operands(64, 4096, 7168))
+    with deepseek_ops.backend("cuda"):
+        whole = gemm.fp8_gemm_decode(a, scale_a, b, scale_b, out_dtype=torch.float32)
+        for first, past in ((0, 4), (8, 16), (32, 64), (60, 64)):
+            part = gemm.fp8_gemm_decode(
+                a[first:past], scale_a[:, first:past].contiguous(), b, scale_b, out_dtype=torch.float32
+            )
+            assert same_bits(part, whole[first:past])
+
+
+def batch(groups: int, room: int, n: int, k: int) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(groups + room + n + k)
+    with deepseek_ops.backend("reference"):
+        rows = [quantize.quantize_1x128(torch.randn(room, k, generator=generator)) for _ in range(groups)]
+        return (
+            *(torch.stack(x) for x in zip(*rows, strict=True)),
+            *quantize.quantize_128x128(torch.randn(groups, n, k, generator=generator)),
+        )
+
+
+@pytest.mark.parametrize(
+    ("counts", "room"), [([0, 9, 0, 64], 64), ([1] * 8, 8), ([0, 0], 16), ([3, 0, 32, 17], 32)]
+)
+def test_fp8_gemm_masked_decode_bits(counts: list[int], room: int) -> None:
+    """Empty groups among others; rows past the counts are zero, or stay in `out`."""
+    need_kernel("fp8_gemm_masked_decode")
+    given = (*batch(len(counts), room, 576, 1536), torch.tensor(counts, dtype=torch.int32))
+    with deepseek_ops.backend("modelled"):
+        want = gemm.fp8_gemm_masked_decode(*given)
+    out = torch.full(want.shape, 7.0, dtype=torch.bfloat16, device="cuda")
+    with deepseek_ops.backend("cuda"):
+        assert same_bits(gemm.fp8_gemm_masked_decode(*[t.cuda() for t in given]).cpu(), want)
+        gemm.fp8_gemm_masked_decode(*[t.cuda() for t in given], out=out)
+    for g, count in enumerate(counts):
+        assert same_bits(out[g, :count].cpu(), want[g, :count]) and bool((out[g, count:] == 7).all())
+
+
+def test_fp8_gemm_decode_graph() -> None:
+    """Captured once, replayed on new data: the same bits as a plain call, each time."""
+    need_kernel("fp8_gemm_decode")
+    first, second = ([t.cuda() for t in operands(32, 4096, 7168, positive)] for positive in (False, True))
+    static = [t.clone() for t in first]
+    out = torch.empty(32, 4096, device="cuda", dtype=torch.bfloat16)
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with deepseek_ops.backend("cuda"):
+        gemm.fp8_gemm_decode(*static, out=out)
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, stream=stream):
+            gemm.fp8_gemm_decode(*static, out=out)
+        for given in (first, second):
+            for to, value in zip(static, given, strict=True):
+                to.copy_(value)
+            for _ in range(20):
+                graph.replay()
+                assert same_bits(out, gemm.fp8_gemm_decode(*given))
+
+
+def test_fp8_gemm_masked_decode_graph() -> None:
+    """The counts change between replays of one graph."""
+    need_kernel("fp8_gemm_masked_decode")
+    given = [t.cuda() for t in batch(8, 16, 576, 1536)]
+    masked_m = torch.zeros(8, dtype=torch.int32, device="cuda")
+    out = torch.zeros(8, 16, 576, device="cuda", dtype=torch.bfloat16)
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with deepseek_ops.backend("cuda"):
+        gemm.fp8_gemm_masked_decode(*given, masked_m, out=out)
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, stream=stream):
+            gemm.fp8_gemm_masked_decode(*given, masked_m, out=out)
+        for counts in ([16] * 8, [0, 3, 0, 16, 1, 0, 0, 9], [0] * 8):
+            masked_m.copy_(torch.tensor(counts, dtype=torch.int32))
+            want = gemm.fp8_gemm_masked_decode(*given, masked_m)
+            for _ in range(20):
+                out.zero_()
+                graph.replay()
+                assert same_bits(out, want)

@@ -12,8 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 
+import deepseek_ops
+from deepseek_ops import _registry, gemm
+from deepseek_ops import quantize as quant
+from deepseek_ops._emulation import ASYNCHRONY, SCHEDULES
 from tests.csrc.emulator.planted import ROOT, build, emulator_sources, rules_in
 from tests.csrc.gemm.test_fp8_gemm import BF16, FP32, Problem
 
@@ -182,4 +187,42 @@ def quantisers() -> list[Kernel]:
     return [kernel(operation) for operation in (1, 2, 0)]  # the one with most steps first
 
 
-FAMILIES = {"fp8_gemm": fp8_gemm, "quantise": quantisers}
+def fp8_decode() -> list[Kernel]:
+    """A cluster that takes several tiles and a batch with empty groups, through the native module of `checked`."""
+    reason = _registry.absent_reason("checked")
+    if reason:
+        pytest.skip(f"backend checked: {reason}")
+
+    def kernel(name: str, call: Callable[[], torch.Tensor]) -> Kernel:
+        with deepseek_ops.backend("modelled"):
+            expected = call()
+
+        def run(seed: int, asynchrony: int, schedule: int, drop: Site) -> str:
+            options = {"asynchrony": ASYNCHRONY[asynchrony], "schedule": SCHEDULES[schedule], "drop": drop}
+            try:
+                with deepseek_ops.backend("checked"), deepseek_ops.emulation(seed=seed, **options):
+                    return "" if torch.equal(call(), expected) else "data"
+            except deepseek_ops.KernelError as error:
+                return str(error)
+
+        def sites() -> list[Site]:
+            return [(site.kind, site.site) for site in deepseek_ops.drop_sites()]
+
+        return Kernel(name, run, sites)
+
+    # Positive operands: sums grow with K, so that a lost promotion shows in the bits.
+    generator = torch.Generator().manual_seed(0)
+    a, scale_a = quant.quantize_1x128(torch.rand(13, 2700, generator=generator))
+    b, scale_b = quant.quantize_128x128(torch.rand(400, 2700, generator=generator))
+    rows = [quant.quantize_1x128(torch.rand(9, 1400, generator=generator)) for _ in range(5)]
+    batch = [torch.stack(x) for x in zip(*rows, strict=True)]
+    batch += quant.quantize_128x128(torch.rand(5, 136, 1400, generator=generator))
+    masked_m = torch.tensor([0, 9, 3, 0, 1], dtype=torch.int32)
+    knobs = {"split_k": 4, "num_sms": 4, "prefetch_weights": True}
+    return [
+        kernel("fp8_decode, clusters of 4", lambda: gemm.fp8_gemm_decode(a, scale_a, b, scale_b, **knobs)),
+        kernel("fp8_decode, batch", lambda: gemm.fp8_gemm_masked_decode(*batch, masked_m, num_sms=1)),
+    ]
+
+
+FAMILIES = {"fp8_gemm": fp8_gemm, "fp8_decode": fp8_decode, "quantise": quantisers}
