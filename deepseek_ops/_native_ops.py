@@ -62,7 +62,14 @@ def kernel(op: _registry.Op, target: str, module: Any) -> Callable[..., Any]:
 
 # Operands that the kernels read by TMA: rows at multiples of 16 bytes. The quantisers return dense rows, so that a K
 # that is no multiple of 16 needs a copy here; the shapes of DeepSeek-V3 never do.
-_PADDED_ROWS = {"fp8_gemm": (0, 2), "fp8_gemm_": (0, 2)}
+_PADDED_ROWS = {
+    "fp8_gemm": (0, 2),
+    "fp8_gemm_": (0, 2),
+    "fp8_wgrad": (0, 2),
+    "fp8_wgrad_": (0, 2),
+    "fp8_wgrad_grouped": (0, 2),
+    "fp8_wgrad_grouped_": (0, 2),
+}
 
 
 def _rows_for_tma(x: torch.Tensor) -> torch.Tensor:
