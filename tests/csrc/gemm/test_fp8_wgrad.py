@@ -118,7 +118,9 @@ class Problem:
             if (begin == end and accumulate and offsets is not None) or m == 0 or n == 0:
                 continue
             part, slices = slice(begin * 128, end * 128), slice(begin, end)
-            new = reference(a[:, part], self.scale_a[slices], b[:, part], self.scale_b[slices], FP32, "hopper")
+            new = reference(
+                a[:, part], self.scale_a[slices], b[:, part], self.scale_b[slices], FP32, "hopper"
+            )
             self.of(self.expected)[g].copy_(old[g].float() + new if accumulate else new)
 
     def of(self, room: torch.Tensor) -> torch.Tensor:
@@ -165,7 +167,14 @@ EDGES = {
     "no_tokens": {"m": 129, "n": 136, "tokens": 0, "accumulate": True},
     "odd_stride": {"m": 200, "n": 300, "tokens": 96, "accumulate": True, "gap": 1, "offset": 1},
     "groups": {"m": 130, "n": 200, "tokens": 640, "groups": [128, 0, 384], "gap": 8},
-    "groups_adding": {"m": 72, "n": 333, "tokens": 384, "groups": [0, 256, 128, 0], "accumulate": True, "gap": 1},
+    "groups_adding": {
+        "m": 72,
+        "n": 333,
+        "tokens": 384,
+        "groups": [0, 256, 128, 0],
+        "accumulate": True,
+        "gap": 1,
+    },
 }
 
 
@@ -277,7 +286,12 @@ def test_repeats_and_tiles_give_the_same_bits(plain):
     results = set()
     for i in range(20):
         problem = Problem(200, 300, 512, [384, 128], dtype=FP32)
-        options = {"tile": TILES[i % 4], "multicast": list(MULTICAST)[i % 3], "schedule": i % 4, "asynchrony": i % 3}
+        options = {
+            "tile": TILES[i % 4],
+            "multicast": list(MULTICAST)[i % 3],
+            "schedule": i % 4,
+            "asynchrony": i % 3,
+        }
         assert problem.run(plain, sms=2 + i % 5, seed=i, **options) == ""
         results.add(problem.room.numpy().tobytes())
     assert len(results) == 1
@@ -325,8 +339,18 @@ def test_schedule_visits_every_tile_once_and_reads_only_slices_that_exist(tmp_pa
     if compiler is None:
         pytest.skip("no g++")
     program, source = tmp_path / "wgrad_tile_test", Path(__file__).with_name("wgrad_tile_test.cpp")
-    strict = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fsanitize=undefined", "-fno-sanitize-recover"]
-    built = subprocess.run([compiler, *strict, str(source), "-o", str(program)], capture_output=True, text=True)
+    strict = [
+        "-std=c++17",
+        "-O1",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-fsanitize=undefined",
+        "-fno-sanitize-recover",
+    ]
+    built = subprocess.run(
+        [compiler, *strict, str(source), "-o", str(program)], capture_output=True, text=True
+    )
     assert built.returncode == 0, built.stderr
     result = subprocess.run([program], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[:4000] + result.stderr[:4000]
