@@ -238,6 +238,8 @@ TileChoice fp8_wgrad_choice(const Fp8WgradArguments& x) {
     if (multicast != Multicast::none && sms < 2) continue;
     for (const TileShape& tile : kFp8WgradTiles) {
       if (x.tile && !(tile == *x.tile)) continue;
+      if (multicast == Multicast::a && x.n <= tile.columns) continue;   // no neighbour to share with
+      if (multicast == Multicast::b && x.m <= tile.rows) continue;
       const uint64_t clocks = wgrad_clocks(x, sms, tile, multicast);
       if (clocks < best.clocks) best = {tile, multicast, clocks};
     }
