@@ -28,6 +28,13 @@ GEMM_SHAPES: dict[str, list[tuple[int, int, int]]] = {  # M, N, K: research/gemm
     "decode": [(1, 7168, 2048), (16, 4096, 7168), (64, 4096, 7168), (128, 7168, 16384)],
 }
 
+WGRAD_SHAPES: list[tuple[int, int, int]] = [  # M, N of the weight, tokens
+    (7168, 2112, 4096), (1536, 24576, 4096), (512, 32768, 4096), (7168, 16384, 8192),
+]  # fmt: skip
+WGRAD_GROUPED_SHAPES: list[tuple[int, int, int, int]] = [  # G, M, N, tokens of each group
+    (8, 4096, 7168, 4096), (8, 7168, 2048, 4096), (32, 4096, 7168, 512),
+]  # fmt: skip
+
 QUANTIZE_SHAPES: list[tuple[int, int]] = [(4096, 7168), (16384, 7168), (65536, 2048)]  # T, H
 
 
@@ -65,6 +72,14 @@ def all_steps() -> list[Step]:
             )
         )  # fmt: skip
     steps += [
+        Step(
+            "bench-fp8_wgrad", "benchmark", "wgrad", 4, 50, 180,
+            "fp8_wgrad beside cuBLASLt blockwise, cuBLAS bf16, DeepGEMM", ("build",),
+        ),
+        Step(
+            "bench-fp8_wgrad_grouped", "benchmark", "wgrad", 4, 60, 240,
+            "fp8_wgrad_grouped beside torch's grouped bf16 product and DeepGEMM", ("build",),
+        ),
         Step("bench-quantize", "benchmark", "quantize", 3, 40, 150, "quantisers beside a plain copy", ("build",)),
         Step(
             "micro-smem-port", "benchmark", "gemm", 5, 15, 90,

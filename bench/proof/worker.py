@@ -233,6 +233,10 @@ def work(step: str, golden: Path) -> dict[str, Any]:
         return benchmarks.bench_quantize()
     if step.startswith("bench-fp8_gemm-"):
         return benchmarks.bench_gemm(step.removeprefix("bench-fp8_gemm-"))
+    if step.startswith("bench-fp8_wgrad"):
+        from .. import wgrad
+
+        return wgrad.bench_grouped() if step.endswith("_grouped") else wgrad.bench_dense()
     raise SystemExit(f"no such step: {step!r}")
 
 
