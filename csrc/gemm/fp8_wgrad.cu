@@ -164,12 +164,13 @@ TensorMap map_of_d(const Fp8WgradArguments& x) {
   shape.size[0] = x.n;
   shape.size[1] = x.m;
   shape.size[2] = x.groups;
-  shape.stride_bytes[0] = x.d_stride * sizeof(bf16);
-  shape.stride_bytes[1] = x.d_group_stride * sizeof(bf16);
-  shape.box[0] = C::Staging::kPanelColumns;
-  shape.box[1] = C::kGroup.rows;
+  shape.stride_bytes[0] = x.d_stride * sizeof(typename C::D);
+  shape.stride_bytes[1] = x.d_group_stride * sizeof(typename C::D);
+  shape.box[0] = C::kBoxColumns;
+  shape.box[1] = C::kBoxRows;
   shape.box[2] = 1;
-  return hopper::make_tensor_map(x.d, hopper::Element::bf16, shape, C::kStagingSwizzle);
+  return hopper::make_tensor_map(x.d, C::kStaged ? hopper::Element::bf16 : hopper::Element::f32, shape,
+                                 C::kStaged ? C::kStagingSwizzle : Swizzle::none);
 }
 
 template <class C>
@@ -189,7 +190,9 @@ void run(const Fp8WgradArguments& x, Multicast multicast, int32_t sms, hopper::S
   p.d_stride = x.d_stride;
   p.d_group_stride = x.d_group_stride;
   p.accumulate = x.accumulate;
-  p.tma_store = C::kStaged && is_aligned(x.d, 16) && x.d_stride * element % 16 == 0 && x.d_group_stride * element % 16 == 0;
+  const bool addressable = is_aligned(x.d, 16) && x.d_stride * element % 16 == 0 && x.d_group_stride * element % 16 == 0;
+  p.tma_store = C::kStaged && addressable;
+  p.prefetch = x.accumulate && addressable;
   p.paired_store = is_aligned(x.d, 2 * element) && x.d_stride % 2 == 0 && x.d_group_stride % 2 == 0;
 
   // Maps that the kernel will not use stay zero: TMA has no empty tensors.
@@ -202,9 +205,7 @@ void run(const Fp8WgradArguments& x, Multicast multicast, int32_t sms, hopper::S
     map_b = map_of(x.b, Element::u8, x.tokens, x.n, x.b_stride, kSlice, b_rows, Swizzle::b128);
     map_scale_a = map_of(x.scale_a, Element::f32, x.m, slices_of(x.tokens), x.scale_a_stride * 4, a_rows, 1, Swizzle::none);
   }
-  if constexpr (C::kStaged) {
-    if (p.tma_store) map_d = map_of_d<C>(x);
-  }
+  if (p.tma_store || p.prefetch) map_d = map_of_d<C>(x);
   hopper::LaunchConfig config{};
   config.grid = dim3(std::min(p.tiles.count, most) * C::kCluster);
   config.block = dim3(C::Role::kThreads);

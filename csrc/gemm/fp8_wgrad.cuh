@@ -22,6 +22,7 @@ constexpr int kSlice = kWgradSlice;         // one scale tile of tokens: 128 byt
 constexpr int kStep = 32;                   // of one e4m3 wgmma
 constexpr int kSmemLimit = 232448;          // 227 KiB, what a block of sm_90 may use
 constexpr int kMaxStages = 8;
+constexpr int kPrefetchSlices = 16;         // before a tile's end its part of D is fetched into L2: 8 us or more
 
 template <int TileRows, int TileColumns, class OutputElement, int Cluster>
 struct Config {
@@ -36,6 +37,9 @@ struct Config {
   static constexpr bool kStaged = sizeof(D) == 2;
   static constexpr Swizzle kStagingSwizzle = widest_swizzle(kGroup.columns * 2);
   using Staging = SharedTile<bf16, kGroup.rows, kGroup.columns, kStagingSwizzle>;
+
+  static constexpr int kBoxRows = kStaged ? kGroup.rows : TileRows;   // of D's map: what is stored, or prefetched, at once
+  static constexpr int kBoxColumns = kStaged ? Staging::kPanelColumns : TileColumns;
 
   static constexpr int kStageBytes = (TileRows + TileColumns) * kSlice + TileRows * static_cast<int>(sizeof(float));
   static constexpr int kColumnBytes = TileColumns * static_cast<int>(sizeof(float));
@@ -71,13 +75,22 @@ struct Params {
   bool accumulate;
   bool tma_store;             // D is aligned for TMA
   bool paired_store;          // D is aligned to pairs of elements
+  bool prefetch;              // D will be read, and TMA can address it
 };
+
+// Accumulation: what the epilogue reads of D is in L2 by then, for it has no registers to read ahead.
+template <class C>
+HOPPER_DEVICE void prefetch(const TensorMap& map_d, const WgradTile& tile) {
+  for (int32_t row = 0; row < C::kTileRows; row += C::kBoxRows)
+    for (int32_t column = 0; column < C::kTileColumns; column += C::kBoxColumns)
+      hopper::tma_prefetch(map_d, {tile.column + column, tile.row + row, tile.group});
+}
 
 // One elected lane keeps the ring full: per slice A, its scales and B. In a cluster each CTA loads one half of the
 // shared operand into both.
 template <class C>
 HOPPER_DEVICE void load_operands(typename C::Shared& shared, const TensorMap& map_a, const TensorMap& map_b,
-                                 const TensorMap& map_scale_a, const Params& p) {
+                                 const TensorMap& map_scale_a, const TensorMap& map_d, const Params& p) {
   const uint32_t rank = C::kCluster == 1 ? 0 : hopper::cluster_rank();
   const bool share_a = C::kCluster > 1 && p.tiles.grid.multicast == Multicast::a;
   const bool share_b = C::kCluster > 1 && p.tiles.grid.multicast == Multicast::b;
@@ -88,6 +101,7 @@ HOPPER_DEVICE void load_operands(typename C::Shared& shared, const TensorMap& ma
   typename Pipeline<C::kStages>::Cursor cursor;
   WgradTile tile;
   for (uint32_t i = blockIdx.x / C::kCluster; p.tiles.find(i, rank, tile); i += gridDim.x / C::kCluster) {
+    const int32_t late = tile.slice_end - kPrefetchSlices, prefetch_at = late > tile.slice ? late : tile.slice;
     for (int32_t slice = tile.slice; slice < tile.slice_end; ++slice, cursor.advance()) {
       const uint32_t stage = cursor.stage;
       pipeline.acquire(cursor);
@@ -96,6 +110,7 @@ HOPPER_DEVICE void load_operands(typename C::Shared& shared, const TensorMap& ma
       hopper::tma_load(shared.a[stage].row(a_first), map_a, full, {slice * kSlice, tile.row + a_first}, mask_a);
       hopper::tma_load(&shared.scale_a[stage][a_first], map_scale_a, full, {tile.row + a_first, slice}, mask_a);
       hopper::tma_load(shared.b[stage].row(b_first), map_b, full, {slice * kSlice, tile.column + b_first}, mask_b);
+      if (p.prefetch && slice == prefetch_at) prefetch<C>(map_d, tile);
     }
   }
   // The last loads are on their way: the next kernel may come and set itself up where this one leaves room.
@@ -226,7 +241,8 @@ fp8_wgrad_kernel(HOPPER_GRID_CONSTANT const TensorMap map_a, HOPPER_GRID_CONSTAN
 
   if (group == C::Role::kMathGroups) {
     C::Role::become_producer();
-    if (warp == C::Role::kMathWarps && hopper::elect_one()) load_operands<C>(shared, map_a, map_b, map_scale_a, p);
+    if (warp == C::Role::kMathWarps && hopper::elect_one())
+      load_operands<C>(shared, map_a, map_b, map_scale_a, map_d, p);
     if (warp == C::Role::kMathWarps + 1) load_column_scales<C>(shared, p);
   } else {
     C::Role::become_math();

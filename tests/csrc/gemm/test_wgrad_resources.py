@@ -77,7 +77,7 @@ def test_sass_holds_the_schedule(build):
         assert families.count("FFMA") == families.count("FMUL") == columns // 2, name
         assert instructions.count("LDS.128") == columns // 16, name
         assert families.count("USETMAXREG") == 2 and families.count("UTMALDG") >= 3, name
-        assert "LDGSTS" in families and "ARRIVES" in families, name
+        assert {"LDGSTS", "ARRIVES", "UTMAPF"} <= set(families), name
         assert not {"STL", "LDL"} & set(families), name
         assert ("STSM" in families and "UTMASTG" in families) == (" bf16 " in name), name
         assert any("MULTICAST" in i for i in instructions) == name.endswith("x2"), name
