@@ -18,6 +18,7 @@ import torch
 
 from ._registry import declare
 from .reference import gemm as reference
+from .reference.modelled import gemm as modelled
 
 # --- e4m3 operands ---------------------------------------------------------------------------------------------
 
@@ -39,12 +40,12 @@ def _grouped_by_columns(
 
 
 def _groups_of_outputs(
-    a: Any, sa: Any, b: Any, sb: Any, offsets: Any, out_dtype: Any, accumulation: Any
+    a: Any, sa: Any, b: Any, sb: Any, offsets: Any, out_dtype: Any, accumulation: Any, *knobs: Any
 ) -> Any:
     return a.new_empty((offsets.shape[0] - 1, a.shape[0], b.shape[0]), dtype=out_dtype)
 
 
-# The knobs of fp8_gemm decide how a kernel does its work, never what comes out; 0: the cost model decides.
+# The knobs of fp8_gemm and fp8_wgrad decide how a kernel does its work, never what comes out; 0: the cost model decides.
 fp8_gemm = declare(
     "fp8_gemm(Tensor a, Tensor scale_a, Tensor b, Tensor scale_b, ScalarType out_dtype, str accumulation, "
     "int num_sms=0, int tile_rows=0, int tile_columns=0) -> Tensor",
@@ -82,27 +83,31 @@ fp8_gemm_masked_ = declare(
     fake=_nothing,
 )
 fp8_wgrad = declare(
-    "fp8_wgrad(Tensor a_t, Tensor scale_a, Tensor b_t, Tensor scale_b, ScalarType out_dtype, str accumulation) "
-    "-> Tensor",
+    "fp8_wgrad(Tensor a_t, Tensor scale_a, Tensor b_t, Tensor scale_b, ScalarType out_dtype, str accumulation, "
+    "int num_sms=0, int tile_rows=0, int tile_columns=0) -> Tensor",
     reference=reference.fp8_wgrad,
+    modelled=modelled.fp8_wgrad,
     fake=_rows_by_columns,
 )
 fp8_wgrad_ = declare(
     "fp8_wgrad_(Tensor a_t, Tensor scale_a, Tensor b_t, Tensor scale_b, Tensor(a!) out, bool accumulate, "
-    "str accumulation) -> ()",
+    "str accumulation, int num_sms=0, int tile_rows=0, int tile_columns=0) -> ()",
     reference=reference.fp8_wgrad_,
+    modelled=modelled.fp8_wgrad_,
     fake=_nothing,
 )
 fp8_wgrad_grouped = declare(
     "fp8_wgrad_grouped(Tensor a_t, Tensor scale_a, Tensor b_t, Tensor scale_b, Tensor offsets, "
-    "ScalarType out_dtype, str accumulation) -> Tensor",
+    "ScalarType out_dtype, str accumulation, int num_sms=0, int tile_rows=0, int tile_columns=0) -> Tensor",
     reference=reference.fp8_wgrad_grouped,
+    modelled=modelled.fp8_wgrad_grouped,
     fake=_groups_of_outputs,
 )
 fp8_wgrad_grouped_ = declare(
     "fp8_wgrad_grouped_(Tensor a_t, Tensor scale_a, Tensor b_t, Tensor scale_b, Tensor offsets, Tensor(a!) out, "
-    "bool accumulate, str accumulation) -> ()",
+    "bool accumulate, str accumulation, int num_sms=0, int tile_rows=0, int tile_columns=0) -> ()",
     reference=reference.fp8_wgrad_grouped_,
+    modelled=modelled.fp8_wgrad_grouped_,
     fake=_nothing,
 )
 

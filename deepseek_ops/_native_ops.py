@@ -69,6 +69,10 @@ _PADDED_ROWS = {
     "fp8_gemm_decode_": (0, 2),
     "fp8_gemm_masked_decode": (0, 2),
     "fp8_gemm_masked_decode_": (0, 2),
+    "fp8_wgrad": (0, 2),
+    "fp8_wgrad_": (0, 2),
+    "fp8_wgrad_grouped": (0, 2),
+    "fp8_wgrad_grouped_": (0, 2),
 }
 
 

@@ -253,12 +253,16 @@ def fp8_wgrad(
     out_dtype: torch.dtype | None = None,
     accumulate: bool = False,
     accumulation: str = "exact",
+    num_sms: int = 0,
+    tile: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """D = A^T B over tokens, from operands that are stored transposed with 128x1 scales: Wgrad.
 
     a_t: e4m3 [M, T] and b_t: e4m3 [N, T], tokens contiguous, each with row scales along T
     ([ceil(T/128), M or N padded to 4]), as `quantize_128x1` writes them. Returns [M, N], fp32 unless asked
     otherwise. For the gradient of y = x W^T pass dy as a and x as b.
+
+    num_sms and tile are knobs of the kernel as in `fp8_gemm`; tile is one of `_gemm_checks.FP8_WGRAD_TILES`.
     """
     check.check_fp8("a_t", a_t, 2)
     check.check_row_scale("scale_a", scale_a, a_t)
@@ -266,11 +270,13 @@ def fp8_wgrad(
     check.check_same_size("b_t", b_t, 1, a_t.shape[1], "a_t has tokens")
     check.check_row_scale("scale_b", scale_b, b_t)
     check.check_accumulation(accumulation)
+    check.check_num_sms(num_sms)
+    knobs = (num_sms, *check.check_tile(tile, check.FP8_WGRAD_TILES))
     shape = (a_t.shape[0], b_t.shape[0])
     dtype = check.check_output(out, out_dtype, torch.float32, shape, a_t, accumulate)
     if out is None:
-        return ops.fp8_wgrad(a_t, scale_a, b_t, scale_b, dtype, accumulation)
-    ops.fp8_wgrad_(a_t, scale_a, b_t, scale_b, out, accumulate, accumulation)
+        return ops.fp8_wgrad(a_t, scale_a, b_t, scale_b, dtype, accumulation, *knobs)
+    ops.fp8_wgrad_(a_t, scale_a, b_t, scale_b, out, accumulate, accumulation, *knobs)
     return out
 
 
@@ -285,12 +291,17 @@ def fp8_wgrad_grouped(
     out_dtype: torch.dtype | None = None,
     accumulate: bool = False,
     accumulation: str = "exact",
+    num_sms: int = 0,
+    tile: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """`fp8_wgrad` of every expert over its own tokens: D[g] = A[tokens of g]^T B[tokens of g].
 
     a_t: e4m3 [M, T], b_t: e4m3 [N, T]; offsets: int32 [G+1], multiples of 128 (the padded offsets that
     `quantize_128x1` returns). Returns [G, M, N], fp32 unless asked otherwise. A group without tokens gives
-    zeros; with `accumulate` its part of `out` is left alone.
+    zeros; with `accumulate` its part of `out` is left alone. Kernels never read offsets on the host, and of offsets
+    that are no multiples of 128, descend or reach past T they take the whole tiles of 128 that exist.
+
+    num_sms and tile: as in `fp8_wgrad`.
     """
     check.check_fp8("a_t", a_t, 2)
     check.check_row_scale("scale_a", scale_a, a_t)
@@ -299,11 +310,13 @@ def fp8_wgrad_grouped(
     check.check_row_scale("scale_b", scale_b, b_t)
     groups = check.check_group_ends(offsets, a_t.device)
     check.check_accumulation(accumulation)
+    check.check_num_sms(num_sms)
+    knobs = (num_sms, *check.check_tile(tile, check.FP8_WGRAD_TILES))
     shape = (groups, a_t.shape[0], b_t.shape[0])
     dtype = check.check_output(out, out_dtype, torch.float32, shape, a_t, accumulate)
     if out is None:
-        return ops.fp8_wgrad_grouped(a_t, scale_a, b_t, scale_b, offsets, dtype, accumulation)
-    ops.fp8_wgrad_grouped_(a_t, scale_a, b_t, scale_b, offsets, out, accumulate, accumulation)
+        return ops.fp8_wgrad_grouped(a_t, scale_a, b_t, scale_b, offsets, dtype, accumulation, *knobs)
+    ops.fp8_wgrad_grouped_(a_t, scale_a, b_t, scale_b, offsets, out, accumulate, accumulation, *knobs)
     return out
 
 

@@ -215,6 +215,31 @@ def _decoding() -> list[Claim]:
             f"{kernel}.batch", kernel, "A row has the same bits in every batch", "tests", tests_pass(f"test_{kernel}_batch")
         )
     )  # fmt: skip
+    for kernel in ("fp8_wgrad", "fp8_wgrad_grouped"):
+        claims += [
+            Claim(
+                f"{kernel}.bits", kernel, "Equals the `hopper` reference bit for bit", "tests",
+                tests_pass(f"test_{kernel}_bits["),
+            ),
+            Claim(f"{kernel}.repeat", kernel, "Twenty repeats are bitwise equal", "tests", tests_pass(f"test_{kernel}_repeat")),
+            Claim(
+                f"{kernel}.accuracy", kernel, "fp32 output within relRMS 3e-4 of fp64", f"bench-{kernel}", _accurate
+            ),
+            Claim(
+                f"{kernel}.deepgemm", kernel, "At least 1.15x DeepGEMM's own 1D1D kernel, accumulating in fp32",
+                f"bench-{kernel}", faster_than("deepgemm", 1.15),
+            ),
+        ]  # fmt: skip
+    claims += [
+        Claim(
+            "fp8_wgrad.speed", "fp8_wgrad", "At least 1.00x cuBLASLt blockwise with the addition that it needs",
+            "bench-fp8_wgrad", faster_than("cublaslt", 1.0),
+        ),
+        Claim(
+            "fp8_wgrad_grouped.graph", "fp8_wgrad_grouped", "A captured launch replays with other offsets", "tests",
+            tests_pass("test_fp8_wgrad_grouped_graph"),
+        ),
+    ]  # fmt: skip
     return claims
 
 

@@ -34,6 +34,11 @@ DECODE_SHAPES: list[tuple[int, int, int]] = [
 ]  # fmt: skip
 MASKED_DECODE_SHAPES: list[tuple[int, int, int, int, int]] = [
     (6, 20, 64, 4096, 7168), (32, 20, 64, 4096, 7168), (32, 8, 64, 7168, 2048),
+WGRAD_SHAPES: list[tuple[int, int, int]] = [  # M, N of the weight, tokens
+    (7168, 2112, 4096), (1536, 24576, 4096), (512, 32768, 4096), (7168, 16384, 8192),
+]  # fmt: skip
+WGRAD_GROUPED_SHAPES: list[tuple[int, int, int, int]] = [  # G, M, N, tokens of each group
+    (8, 4096, 7168, 4096), (8, 7168, 2048, 4096), (32, 4096, 7168, 512),
 ]  # fmt: skip
 
 QUANTIZE_SHAPES: list[tuple[int, int]] = [(4096, 7168), (16384, 7168), (65536, 2048)]  # T, H
@@ -83,6 +88,13 @@ def all_steps() -> list[Step]:
         ),
     ]  # fmt: skip
     steps += [
+            "bench-fp8_wgrad", "benchmark", "wgrad", 4, 50, 180,
+            "fp8_wgrad beside cuBLASLt blockwise, cuBLAS bf16, DeepGEMM", ("build",),
+        ),
+        Step(
+            "bench-fp8_wgrad_grouped", "benchmark", "wgrad", 4, 60, 240,
+            "fp8_wgrad_grouped beside torch's grouped bf16 product and DeepGEMM", ("build",),
+        ),
         Step("bench-quantize", "benchmark", "quantize", 3, 40, 150, "quantisers beside a plain copy", ("build",)),
         Step(
             "micro-smem-port", "benchmark", "gemm", 5, 15, 90,

@@ -237,6 +237,10 @@ def work(step: str, golden: Path) -> dict[str, Any]:
         from .. import decode
 
         return decode.prove_decode() if step == "bench-fp8_decode" else decode.prove_masked()
+    if step.startswith("bench-fp8_wgrad"):
+        from .. import wgrad
+
+        return wgrad.bench_grouped() if step.endswith("_grouped") else wgrad.bench_dense()
     raise SystemExit(f"no such step: {step!r}")
 
 

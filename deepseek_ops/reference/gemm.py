@@ -171,6 +171,9 @@ def fp8_wgrad(
     scale_b: torch.Tensor,
     out_dtype: torch.dtype,
     accumulation: str,
+    num_sms: int = 0,
+    tile_rows: int = 0,
+    tile_columns: int = 0,
 ) -> torch.Tensor:
     return _fp8_product(a_t, scale_a, b_t, scale_b, accumulation).to(out_dtype)
 
@@ -183,6 +186,9 @@ def fp8_wgrad_(
     out: torch.Tensor,
     accumulate: bool,
     accumulation: str,
+    num_sms: int = 0,
+    tile_rows: int = 0,
+    tile_columns: int = 0,
 ) -> None:
     _store(out, _fp8_product(a_t, scale_a, b_t, scale_b, accumulation), accumulate)
 
@@ -196,6 +202,9 @@ def fp8_wgrad_grouped_(
     out: torch.Tensor,
     accumulate: bool,
     accumulation: str,
+    num_sms: int = 0,
+    tile_rows: int = 0,
+    tile_columns: int = 0,
 ) -> None:
     bounds = _bounds(offsets, a_t.shape[1], SLICE)
     for group in range(out.shape[0]):
@@ -216,6 +225,9 @@ def fp8_wgrad_grouped(
     offsets: torch.Tensor,
     out_dtype: torch.dtype,
     accumulation: str,
+    num_sms: int = 0,
+    tile_rows: int = 0,
+    tile_columns: int = 0,
 ) -> torch.Tensor:
     out = a_t.new_empty((offsets.shape[0] - 1, a_t.shape[0], b_t.shape[0]), dtype=out_dtype)
     fp8_wgrad_grouped_(a_t, scale_a, b_t, scale_b, offsets, out, False, accumulation)
