@@ -186,7 +186,7 @@ def _all() -> list[Claim]:
             faster_than("deepgemm", 1.0),
         )
     )  # fmt: skip
-    return claims + _decoding()
+    return claims + _decoding() + _weight_gradients()
 
 
 def _decoding() -> list[Claim]:
@@ -215,6 +215,11 @@ def _decoding() -> list[Claim]:
             f"{kernel}.batch", kernel, "A row has the same bits in every batch", "tests", tests_pass(f"test_{kernel}_batch")
         )
     )  # fmt: skip
+    return claims
+
+
+def _weight_gradients() -> list[Claim]:
+    claims = []
     for kernel in ("fp8_wgrad", "fp8_wgrad_grouped"):
         claims += [
             Claim(

@@ -34,6 +34,7 @@ DECODE_SHAPES: list[tuple[int, int, int]] = [
 ]  # fmt: skip
 MASKED_DECODE_SHAPES: list[tuple[int, int, int, int, int]] = [
     (6, 20, 64, 4096, 7168), (32, 20, 64, 4096, 7168), (32, 8, 64, 7168, 2048),
+]  # fmt: skip
 WGRAD_SHAPES: list[tuple[int, int, int]] = [  # M, N of the weight, tokens
     (7168, 2112, 4096), (1536, 24576, 4096), (512, 32768, 4096), (7168, 16384, 8192),
 ]  # fmt: skip
@@ -88,6 +89,7 @@ def all_steps() -> list[Step]:
         ),
     ]  # fmt: skip
     steps += [
+        Step(
             "bench-fp8_wgrad", "benchmark", "wgrad", 4, 50, 180,
             "fp8_wgrad beside cuBLASLt blockwise, cuBLAS bf16, DeepGEMM", ("build",),
         ),

@@ -239,6 +239,8 @@ def test_fp8_gemm_masked_decode_graph() -> None:
                 out.zero_()
                 graph.replay()
                 assert same_bits(out, want)
+
+
 def wgrad_operands(m: int, n: int, tokens: int, seed: int = 0) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(m + 3 * n + 5 * tokens + seed)
     with deepseek_ops.backend("reference"):

@@ -266,5 +266,9 @@ def fp8_decode() -> list[Kernel]:
     ]
 
 
-FAMILIES = {"fp8_gemm": fp8_gemm, "fp8_decode": fp8_decode, "quantise": quantisers}
-FAMILIES = {"fp8_gemm": fp8_gemm, "fp8_wgrad": fp8_wgrad, "quantise": quantisers}
+FAMILIES = {
+    "fp8_gemm": fp8_gemm,
+    "fp8_decode": fp8_decode,
+    "quantise": quantisers,
+    "fp8_wgrad": fp8_wgrad,
+}
