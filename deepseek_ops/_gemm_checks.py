@@ -13,6 +13,9 @@ FP8_GEMM_TILES = (
     (256, 128), (128, 256), (128, 192), (128, 160), (128, 128), (128, 112), (128, 96), (64, 128), (64, 256),
 )  # fmt: skip
 
+# kFp8GroupedTiles: those of them that fp8_gemm_grouped and fp8_gemm_masked have kernels for.
+FP8_GROUPED_TILES = ((128, 256), (128, 192), (128, 160), (128, 128), (64, 128), (64, 256))
+
 
 def check_fp8(argument: str, q: object, ndim: int, device: torch.device | None = None) -> torch.Tensor:
     """One e4m3 operand."""
@@ -96,13 +99,13 @@ def check_num_sms(num_sms: object) -> None:
     require(valid, "num_sms", "must be an integer in 0..2^31-1 (0: all)", repr(num_sms))
 
 
-def check_tile(tile: object) -> tuple[int, int]:
+def check_tile(tile: object, tiles: tuple[tuple[int, int], ...] = FP8_GEMM_TILES) -> tuple[int, int]:
     """Rows and columns of a tile that has a kernel; zeros for None."""
     if tile is None:
         return 0, 0
-    if isinstance(tile, tuple) and tile in FP8_GEMM_TILES:
+    if isinstance(tile, tuple) and tile in tiles:
         return tile
-    legal = ", ".join(map(str, FP8_GEMM_TILES))
+    legal = ", ".join(map(str, tiles))
     fail("tile", f"must be None or one of {legal}", repr(tile))
 
 

@@ -62,17 +62,26 @@ def kernel(op: _registry.Op, target: str, module: Any) -> Callable[..., Any]:
 
 # Operands that the kernels read by TMA: rows at multiples of 16 bytes. The quantisers return dense rows, so that a K
 # that is no multiple of 16 needs a copy here; the shapes of DeepSeek-V3 never do.
-_PADDED_ROWS = {"fp8_gemm": (0, 2), "fp8_gemm_": (0, 2)}
+_PADDED_ROWS = {
+    "fp8_gemm": (0, 2),
+    "fp8_gemm_": (0, 2),
+    "fp8_gemm_grouped": (0, 2),
+    "fp8_gemm_grouped_": (0, 2),
+    "fp8_gemm_masked": (0, 2),
+    "fp8_gemm_masked_": (0, 2),
+}
 
 
 def _rows_for_tma(x: torch.Tensor) -> torch.Tensor:
     size = x.element_size()
-    if x.ndim != 2 or x.stride(1) != 1 or x.stride(0) * size % 16 == 0 or x.numel() == 0:
+    if x.ndim < 2 or x.stride(-1) != 1 or x.numel() == 0:
         return x
-    columns = x.shape[1]
-    room = x.new_empty(x.shape[0], -(-columns * size // 16) * 16 // size)
-    room[:, :columns].copy_(x)
-    return room[:, :columns]
+    if all(stride * size % 16 == 0 for stride in x.stride()[:-1]):
+        return x
+    columns = x.shape[-1]
+    room = x.new_empty(*x.shape[:-1], -(-columns * size // 16) * 16 // size)
+    room[..., :columns].copy_(x)
+    return room[..., :columns]
 
 
 def _argument(schema: Any, index: int, kwargs: dict[str, Any]) -> Any:
