@@ -94,7 +94,7 @@ HOPPER_DEVICE void math(typename C::Shared& shared, const TensorMap& map_d, cons
     if (C::kGrouped && (tile.row + group_row >= tile.row_end || tile.column + group_column >= p.n)) {
       for (int32_t slice = 0; slice < p.slices; ++slice, cursor.advance()) {   // nothing of D here: a short group's end
         pipeline.wait(cursor);
-        pipeline.template release<C::kCluster>(cursor);
+        pipeline.template release<C::kCluster>(cursor);   // nothing was read, but no lane may fall a ring behind
       }
       continue;
     }

@@ -98,14 +98,15 @@ struct Config {
                 "each CTA of a cluster loads whole swizzle patterns of 8 rows");
 };
 
-// The list of tiles that a role walks, with what the compiler may know of it.
+// The list of tiles that a role walks: of groups, the CTA's table. There the compiler may know the tile, since rows
+// become tiles at every group; for one matrix it would only rebuild from it what it can keep.
 template <class C>
 HOPPER_DEVICE typename C::Tiles tiles_of(const typename C::Shared& shared, const typename C::Params& p) {
   typename C::Tiles tiles = p.tiles;
-  tiles.grid.tile_rows = C::kTileRows;
-  tiles.grid.tile_columns = C::kTileColumns;
-  if (C::kCluster == 1) tiles.grid.multicast = Multicast::none;
   if constexpr (C::kGrouped) {
+    tiles.grid.tile_rows = C::kTileRows;
+    tiles.grid.tile_columns = C::kTileColumns;
+    if (C::kCluster == 1) tiles.grid.multicast = Multicast::none;
     tiles.rows = shared.table.rows(p.tiles.rows);
     tiles.groups = shared.table.count;
   }
