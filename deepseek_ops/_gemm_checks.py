@@ -15,6 +15,9 @@ FP8_GEMM_TILES = (
 # kFp8WgradTiles of csrc/gemm/fp8_wgrad.h.
 FP8_WGRAD_TILES = ((128, 192), (128, 160), (128, 128), (64, 128))
 
+# kFp8GroupedTiles: those of them that fp8_gemm_grouped and fp8_gemm_masked have kernels for.
+FP8_GROUPED_TILES = ((128, 256), (128, 192), (128, 160), (128, 128), (64, 128), (64, 256))
+
 
 def check_fp8(argument: str, q: object, ndim: int, device: torch.device | None = None) -> torch.Tensor:
     """One e4m3 operand."""

@@ -34,7 +34,7 @@ def _rows_by_columns(
 
 
 def _grouped_by_columns(
-    a: Any, sa: Any, b: Any, sb: Any, index: Any, out_dtype: Any, accumulation: Any
+    a: Any, sa: Any, b: Any, sb: Any, index: Any, out_dtype: Any, accumulation: Any, *knobs: Any
 ) -> Any:
     return a.new_empty((*a.shape[:-1], b.shape[1]), dtype=out_dtype)
 
@@ -45,41 +45,47 @@ def _groups_of_outputs(
     return a.new_empty((offsets.shape[0] - 1, a.shape[0], b.shape[0]), dtype=out_dtype)
 
 
-# The knobs of fp8_gemm and fp8_wgrad decide how a kernel does its work, never what comes out; 0: the cost model decides.
+# The knobs of fp8_gemm and its kin decide how a kernel does its work, never what comes out; 0: the cost model decides.
 fp8_gemm = declare(
     "fp8_gemm(Tensor a, Tensor scale_a, Tensor b, Tensor scale_b, ScalarType out_dtype, str accumulation, "
     "int num_sms=0, int tile_rows=0, int tile_columns=0) -> Tensor",
     reference=reference.fp8_gemm,
+    modelled=modelled.fp8_gemm,
     fake=_rows_by_columns,
 )
 fp8_gemm_ = declare(
     "fp8_gemm_(Tensor a, Tensor scale_a, Tensor b, Tensor scale_b, Tensor(a!) out, bool accumulate, "
     "str accumulation, int num_sms=0, int tile_rows=0, int tile_columns=0) -> ()",
     reference=reference.fp8_gemm_,
+    modelled=modelled.fp8_gemm_,
     fake=_nothing,
 )
 fp8_gemm_grouped = declare(
     "fp8_gemm_grouped(Tensor a, Tensor scale_a, Tensor b, Tensor scale_b, Tensor offsets, ScalarType out_dtype, "
-    "str accumulation) -> Tensor",
+    "str accumulation, int num_sms=0, int tile_rows=0, int tile_columns=0) -> Tensor",
     reference=reference.fp8_gemm_grouped,
+    modelled=modelled.fp8_gemm_grouped,
     fake=_grouped_by_columns,
 )
 fp8_gemm_grouped_ = declare(
     "fp8_gemm_grouped_(Tensor a, Tensor scale_a, Tensor b, Tensor scale_b, Tensor offsets, Tensor(a!) out, "
-    "str accumulation) -> ()",
+    "str accumulation, int num_sms=0, int tile_rows=0, int tile_columns=0) -> ()",
     reference=reference.fp8_gemm_grouped_,
+    modelled=modelled.fp8_gemm_grouped_,
     fake=_nothing,
 )
 fp8_gemm_masked = declare(
     "fp8_gemm_masked(Tensor a, Tensor scale_a, Tensor b, Tensor scale_b, Tensor masked_m, ScalarType out_dtype, "
-    "str accumulation) -> Tensor",
+    "str accumulation, int num_sms=0, int tile_rows=0, int tile_columns=0) -> Tensor",
     reference=reference.fp8_gemm_masked,
+    modelled=modelled.fp8_gemm_masked,
     fake=_grouped_by_columns,
 )
 fp8_gemm_masked_ = declare(
     "fp8_gemm_masked_(Tensor a, Tensor scale_a, Tensor b, Tensor scale_b, Tensor masked_m, Tensor(a!) out, "
-    "str accumulation) -> ()",
+    "str accumulation, int num_sms=0, int tile_rows=0, int tile_columns=0) -> ()",
     reference=reference.fp8_gemm_masked_,
+    modelled=modelled.fp8_gemm_masked_,
     fake=_nothing,
 )
 fp8_wgrad = declare(

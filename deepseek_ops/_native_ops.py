@@ -73,6 +73,10 @@ _PADDED_ROWS = {
     "fp8_wgrad_": (0, 2),
     "fp8_wgrad_grouped": (0, 2),
     "fp8_wgrad_grouped_": (0, 2),
+    "fp8_gemm_grouped": (0, 2),
+    "fp8_gemm_grouped_": (0, 2),
+    "fp8_gemm_masked": (0, 2),
+    "fp8_gemm_masked_": (0, 2),
 }
 
 

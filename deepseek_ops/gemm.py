@@ -15,7 +15,8 @@ Words used below, once for all:
   element is q * scale. `deepseek_ops.quantize` writes both layouts.
 - `offsets`: int32 [G+1] on the operands' device. Rows offsets[g] .. offsets[g+1] belong to group g. No alignment;
   empty groups are fine. They must ascend and stay within the rows; only the reference backend can tell and
-  raises `ArgumentError`.
+  raises `ArgumentError`. Kernels of e4m3 operands clamp them to the rows and take an offset below an earlier one for
+  that one, so that nothing outside of `out` is ever written; they serve up to 512 groups.
 - `masked_m`: int32 [G] on the device: matrix g of the batch has that many rows, the rest is padding whose content
   never matters.
 - `out`: write there and return it; any strides; no gradient. Rows that no group owns stay untouched in `out` and
@@ -111,11 +112,14 @@ def fp8_gemm_grouped(
     out: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     accumulation: str = "exact",
+    num_sms: int = 0,
+    tile: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """`fp8_gemm` of every expert on its own rows: D[rows of g] = A[rows of g] B[g]^T.
 
     a: e4m3 [M, K] with row scales; b: e4m3 [G, N, K] with block scales [G, ...]; offsets: int32 [G+1].
     Returns [M, N], bf16 unless asked otherwise; rows outside the offsets are zero, or untouched in `out`.
+    num_sms, tile: as in `fp8_gemm`; one of `_gemm_checks.FP8_GROUPED_TILES`. The cost model knows M / G rows per group.
     """
     check.check_fp8("a", a, 2)
     check.check_row_scale("scale_a", scale_a, a)
@@ -124,10 +128,12 @@ def fp8_gemm_grouped(
     check.check_block_scale("scale_b", scale_b, b)
     check.check_index("offsets", offsets, b.shape[0] + 1, a.device)
     check.check_accumulation(accumulation)
+    check.check_num_sms(num_sms)
+    knobs = (num_sms, *check.check_tile(tile, check.FP8_GROUPED_TILES))
     dtype = check.check_output(out, out_dtype, torch.bfloat16, (a.shape[0], b.shape[1]), a)
     if out is None:
-        return ops.fp8_gemm_grouped(a, scale_a, b, scale_b, offsets, dtype, accumulation)
-    ops.fp8_gemm_grouped_(a, scale_a, b, scale_b, offsets, out, accumulation)
+        return ops.fp8_gemm_grouped(a, scale_a, b, scale_b, offsets, dtype, accumulation, *knobs)
+    ops.fp8_gemm_grouped_(a, scale_a, b, scale_b, offsets, out, accumulation, *knobs)
     return out
 
 
@@ -141,12 +147,16 @@ def fp8_gemm_masked(
     out: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     accumulation: str = "exact",
+    num_sms: int = 0,
+    tile: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """`fp8_gemm` over a batch in which matrix g has masked_m[g] rows: decoding with fixed buffers per expert.
 
     a: e4m3 [G, Mmax, K] with row scales [G, ceil(K/128), Mmax padded to 4]; b: e4m3 [G, N, K] with block scales
     [G, ...]; masked_m: int32 [G]. Returns [G, Mmax, N], bf16 unless asked otherwise; rows from masked_m[g] on are
     zero, or untouched in `out`.
+    num_sms, tile: as in `fp8_gemm_grouped`. The cost model takes every matrix for full: where far fewer rows than Mmax
+    are usual, a tile of 64 rows may serve better.
     """
     check.check_fp8("a", a, 3)
     check.check_row_scale("scale_a", scale_a, a)
@@ -156,10 +166,12 @@ def fp8_gemm_masked(
     check.check_block_scale("scale_b", scale_b, b)
     check.check_index("masked_m", masked_m, a.shape[0], a.device)
     check.check_accumulation(accumulation)
+    check.check_num_sms(num_sms)
+    knobs = (num_sms, *check.check_tile(tile, check.FP8_GROUPED_TILES))
     dtype = check.check_output(out, out_dtype, torch.bfloat16, (*a.shape[:2], b.shape[1]), a)
     if out is None:
-        return ops.fp8_gemm_masked(a, scale_a, b, scale_b, masked_m, dtype, accumulation)
-    ops.fp8_gemm_masked_(a, scale_a, b, scale_b, masked_m, out, accumulation)
+        return ops.fp8_gemm_masked(a, scale_a, b, scale_b, masked_m, dtype, accumulation, *knobs)
+    ops.fp8_gemm_masked_(a, scale_a, b, scale_b, masked_m, out, accumulation, *knobs)
     return out
 
 

@@ -76,7 +76,7 @@ def fp8_gemm(
     tile_rows: int = 0,
     tile_columns: int = 0,
 ) -> torch.Tensor:
-    """The last three steer kernels and mean nothing here."""
+    """The last three, here and below, steer kernels and mean nothing."""
     return _fp8_product(a, scale_a, b, rows_of_blocks(scale_b, b.shape[0]).mT, accumulation).to(out_dtype)
 
 
@@ -119,6 +119,9 @@ def fp8_gemm_grouped(
     offsets: torch.Tensor,
     out_dtype: torch.dtype,
     accumulation: str,
+    num_sms: int = 0,
+    tile_rows: int = 0,
+    tile_columns: int = 0,
 ) -> torch.Tensor:
     bounds = _bounds(offsets, a.shape[0])
     out = _fresh_rows(a, b.shape[1], bounds, out_dtype)
@@ -134,6 +137,9 @@ def fp8_gemm_grouped_(
     offsets: torch.Tensor,
     out: torch.Tensor,
     accumulation: str,
+    num_sms: int = 0,
+    tile_rows: int = 0,
+    tile_columns: int = 0,
 ) -> None:
     _fp8_gemm_rows(a, scale_a, b, scale_b, _bounds(offsets, a.shape[0]), out, accumulation)
 
@@ -146,6 +152,9 @@ def fp8_gemm_masked(
     masked_m: torch.Tensor,
     out_dtype: torch.dtype,
     accumulation: str,
+    num_sms: int = 0,
+    tile_rows: int = 0,
+    tile_columns: int = 0,
 ) -> torch.Tensor:
     product = _fp8_product(a, scale_a, b, rows_of_blocks(scale_b, b.shape[1]).mT, accumulation)
     return product.masked_fill_(~_valid_rows(a, masked_m), 0.0).to(out_dtype)
@@ -159,6 +168,9 @@ def fp8_gemm_masked_(
     masked_m: torch.Tensor,
     out: torch.Tensor,
     accumulation: str,
+    num_sms: int = 0,
+    tile_rows: int = 0,
+    tile_columns: int = 0,
 ) -> None:
     product = fp8_gemm_masked(a, scale_a, b, scale_b, masked_m, out.dtype, accumulation)
     out.copy_(torch.where(_valid_rows(a, masked_m), product, out))

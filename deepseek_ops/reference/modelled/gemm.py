@@ -1,79 +1,53 @@
-"""The GEMM family with the kernels' bits: what the tensor core accumulates, whatever accuracy was asked for.
+"""FP8 products with the kernels' bits: "exact" leaves the order of the sum to the backend, kernels give that of "hopper".
 
-"exact" leaves the order of sums to the backend, and kernels have one order only: that of "hopper". There is no kernel of
-"hopper_unpromoted"; it means here what it means in the reference.
+So each op here is the reference's own, asked for "hopper" where the caller asked for "exact".
 """
 
 from __future__ import annotations
 
-import torch
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
 
 from .. import gemm as reference
 
-
-def _of_kernels(accumulation: str) -> str:
-    return "hopper" if accumulation == "exact" else accumulation
-
-
-def fp8_wgrad(
-    a_t: torch.Tensor,
-    scale_a: torch.Tensor,
-    b_t: torch.Tensor,
-    scale_b: torch.Tensor,
-    out_dtype: torch.dtype,
-    accumulation: str,
-    num_sms: int = 0,
-    tile_rows: int = 0,
-    tile_columns: int = 0,
-) -> torch.Tensor:
-    return reference.fp8_wgrad(a_t, scale_a, b_t, scale_b, out_dtype, _of_kernels(accumulation))
+__all__ = [
+    "fp8_gemm",
+    "fp8_gemm_",
+    "fp8_gemm_grouped",
+    "fp8_gemm_grouped_",
+    "fp8_gemm_masked",
+    "fp8_gemm_masked_",
+    "fp8_wgrad",
+    "fp8_wgrad_",
+    "fp8_wgrad_grouped",
+    "fp8_wgrad_grouped_",
+]
 
 
-def fp8_wgrad_(
-    a_t: torch.Tensor,
-    scale_a: torch.Tensor,
-    b_t: torch.Tensor,
-    scale_b: torch.Tensor,
-    out: torch.Tensor,
-    accumulate: bool,
-    accumulation: str,
-    num_sms: int = 0,
-    tile_rows: int = 0,
-    tile_columns: int = 0,
-) -> None:
-    reference.fp8_wgrad_(a_t, scale_a, b_t, scale_b, out, accumulate, _of_kernels(accumulation))
+def as_kernels_sum(op: Callable[..., Any]) -> Callable[..., Any]:
+    """`op`, a reference with an argument `accumulation`, with the tensor core's sum where it says "exact"."""
+    place = list(inspect.signature(op).parameters).index("accumulation")
+
+    @functools.wraps(op)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if len(args) > place and args[place] == "exact":
+            args = (*args[:place], "hopper", *args[place + 1 :])
+        elif kwargs.get("accumulation") == "exact":
+            kwargs = {**kwargs, "accumulation": "hopper"}
+        return op(*args, **kwargs)
+
+    return run
 
 
-def fp8_wgrad_grouped(
-    a_t: torch.Tensor,
-    scale_a: torch.Tensor,
-    b_t: torch.Tensor,
-    scale_b: torch.Tensor,
-    offsets: torch.Tensor,
-    out_dtype: torch.dtype,
-    accumulation: str,
-    num_sms: int = 0,
-    tile_rows: int = 0,
-    tile_columns: int = 0,
-) -> torch.Tensor:
-    return reference.fp8_wgrad_grouped(
-        a_t, scale_a, b_t, scale_b, offsets, out_dtype, _of_kernels(accumulation)
-    )
-
-
-def fp8_wgrad_grouped_(
-    a_t: torch.Tensor,
-    scale_a: torch.Tensor,
-    b_t: torch.Tensor,
-    scale_b: torch.Tensor,
-    offsets: torch.Tensor,
-    out: torch.Tensor,
-    accumulate: bool,
-    accumulation: str,
-    num_sms: int = 0,
-    tile_rows: int = 0,
-    tile_columns: int = 0,
-) -> None:
-    reference.fp8_wgrad_grouped_(
-        a_t, scale_a, b_t, scale_b, offsets, out, accumulate, _of_kernels(accumulation)
-    )
+fp8_gemm = as_kernels_sum(reference.fp8_gemm)
+fp8_gemm_ = as_kernels_sum(reference.fp8_gemm_)
+fp8_gemm_grouped = as_kernels_sum(reference.fp8_gemm_grouped)
+fp8_gemm_grouped_ = as_kernels_sum(reference.fp8_gemm_grouped_)
+fp8_gemm_masked = as_kernels_sum(reference.fp8_gemm_masked)
+fp8_gemm_masked_ = as_kernels_sum(reference.fp8_gemm_masked_)
+fp8_wgrad = as_kernels_sum(reference.fp8_wgrad)
+fp8_wgrad_ = as_kernels_sum(reference.fp8_wgrad_)
+fp8_wgrad_grouped = as_kernels_sum(reference.fp8_wgrad_grouped)
+fp8_wgrad_grouped_ = as_kernels_sum(reference.fp8_wgrad_grouped_)
