@@ -12,6 +12,8 @@ OPERANDS = (torch.bfloat16, torch.float32, torch.float64)
 FP8_GEMM_TILES = (
     (256, 128), (128, 256), (128, 192), (128, 160), (128, 128), (128, 112), (128, 96), (64, 128), (64, 256),
 )  # fmt: skip
+# kBf16GemmTiles of csrc/gemm/bf16_gemm.h, the same for gemm and wgrad and their grouped forms.
+BF16_GEMM_TILES = ((256, 128), (128, 256), (128, 192), (128, 128), (64, 256), (64, 128))
 
 
 def check_fp8(argument: str, q: object, ndim: int, device: torch.device | None = None) -> torch.Tensor:
@@ -96,14 +98,20 @@ def check_num_sms(num_sms: object) -> None:
     require(valid, "num_sms", "must be an integer in 0..2^31-1 (0: all)", repr(num_sms))
 
 
-def check_tile(tile: object) -> tuple[int, int]:
+def check_tile(tile: object, tiles: tuple[tuple[int, int], ...] = FP8_GEMM_TILES) -> tuple[int, int]:
     """Rows and columns of a tile that has a kernel; zeros for None."""
     if tile is None:
         return 0, 0
-    if isinstance(tile, tuple) and tile in FP8_GEMM_TILES:
+    if isinstance(tile, tuple) and tile in tiles:
         return tile
-    legal = ", ".join(map(str, FP8_GEMM_TILES))
+    legal = ", ".join(map(str, tiles))
     fail("tile", f"must be None or one of {legal}", repr(tile))
+
+
+def check_knobs(num_sms: object, tile: object) -> tuple[int, int, int]:
+    """The knobs of bf16 GEMM, as the ops take them."""
+    check_num_sms(num_sms)
+    return int(num_sms), *check_tile(tile, BF16_GEMM_TILES)  # type: ignore[call-overload]
 
 
 def check_accumulation(accumulation: object) -> None:

@@ -36,13 +36,13 @@ def kernel(op: _registry.Op, target: str, module: Any) -> Callable[..., Any]:
     prepare = None if target == "cuda" else functools.partial(_emulation.prepare, target, module)
     fake = op.fake
 
-    padded = _PADDED_ROWS.get(op.name, ())
+    copied, take = _FOR_TMA.get(op.name, ((), None))
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if len(args) < len(names):
             args = (*args, *(_argument(schema, i, kwargs) for i in range(len(args), len(names))))
-        if padded:
-            args = tuple(_rows_for_tma(x) if i in padded else x for i, x in enumerate(args))
+        if take is not None:
+            args = tuple(take(x) if i in copied else x for i, x in enumerate(args))
         outputs = fake(*args)
         if prepare is not None:
             prepare()
@@ -60,12 +60,9 @@ def kernel(op: _registry.Op, target: str, module: Any) -> Callable[..., Any]:
     return run
 
 
-# Operands that the kernels read by TMA: rows at multiples of 16 bytes. The quantisers return dense rows, so that a K
-# that is no multiple of 16 needs a copy here; the shapes of DeepSeek-V3 never do.
-_PADDED_ROWS = {"fp8_gemm": (0, 2), "fp8_gemm_": (0, 2)}
-
-
 def _rows_for_tma(x: torch.Tensor) -> torch.Tensor:
+    """Rows at multiples of 16 bytes. The quantisers return dense rows, so that a K that is no multiple of 16 needs a
+    copy here; the shapes of DeepSeek-V3 never do."""
     size = x.element_size()
     if x.ndim != 2 or x.stride(1) != 1 or x.stride(0) * size % 16 == 0 or x.numel() == 0:
         return x
@@ -73,6 +70,42 @@ def _rows_for_tma(x: torch.Tensor) -> torch.Tensor:
     room = x.new_empty(x.shape[0], -(-columns * size // 16) * 16 // size)
     room[:, :columns].copy_(x)
     return room[:, :columns]
+
+
+def _matrices_for_tma(x: torch.Tensor) -> torch.Tensor:
+    """Operands of bf16 GEMM: as they are if one of the last two dimensions is contiguous, so a transposed view too, and
+    everything else lies at multiples of 16 bytes; otherwise a copy with padded rows, of the dimension that was contiguous
+    (of the last one where none was). Expanded and overlapping rows are copied as well."""
+    if x.ndim not in (2, 3) or x.dtype != torch.bfloat16 or x.numel() == 0:
+        return x  # nothing to read, or refused by the kernel
+    (rows, columns), (row_step, column_step) = x.shape[-2:], x.stride()[-2:]
+    aligned = x.data_ptr() % 16 == 0 and (x.ndim == 2 or x.shape[0] == 1 or x.stride(0) % 8 == 0)
+    by_rows = (columns == 1 or column_step == 1) and (
+        rows == 1 or (row_step % 8 == 0 and row_step >= columns)
+    )
+    by_columns = (rows == 1 or row_step == 1) and (
+        columns == 1 or (column_step % 8 == 0 and column_step >= rows)
+    )
+    if aligned and (by_rows or by_columns):
+        return x
+    if row_step == 1 and column_step != 1:
+        return _padded(x.mT).mT
+    return _padded(x)
+
+
+def _padded(x: torch.Tensor) -> torch.Tensor:
+    columns = x.shape[-1]
+    room = x.new_empty(*x.shape[:-1], -(-columns // 8) * 8)
+    return room[..., :columns].copy_(x)
+
+
+# Ops whose kernels read operands by TMA: which arguments, and what makes them fit.
+_BF16_GEMM = ("gemm", "gemm_grouped", "gemm_masked", "wgrad", "wgrad_grouped", "wgrad_masked")
+_FOR_TMA: dict[str, tuple[tuple[int, ...], Callable[[torch.Tensor], torch.Tensor]]] = {
+    "fp8_gemm": ((0, 2), _rows_for_tma),
+    "fp8_gemm_": ((0, 2), _rows_for_tma),
+    **{name + end: ((0, 1), _matrices_for_tma) for name in _BF16_GEMM for end in ("", "_")},
+}
 
 
 def _argument(schema: Any, index: int, kwargs: dict[str, Any]) -> Any:
