@@ -65,6 +65,9 @@ def all_steps() -> list[Step]:
             )
         )  # fmt: skip
     steps += [
+        Step(
+            "bench-bf16_gemm", "benchmark", "gemm", 4, 120, 420, "bf16 GEMM, dense and grouped, beside cuBLAS", ("build",)
+        ),
         Step("bench-quantize", "benchmark", "quantize", 3, 40, 150, "quantisers beside a plain copy", ("build",)),
         Step(
             "micro-smem-port", "benchmark", "gemm", 5, 15, 90,

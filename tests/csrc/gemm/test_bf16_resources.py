@@ -50,7 +50,9 @@ def test_no_spills_and_no_serialised_wgmma(build):
     for block in log.split("Compiling entry function")[1:]:
         name = variant(block)
         registers = re.search(r"Used (\d+) registers", block)
-        frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", block)
+        frame = re.search(
+            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", block
+        )
         if name is not None:
             kernels[name] = (int(registers[1]), tuple(map(int, frame.groups())))
     assert sorted(kernels) == sorted(VARIANTS)
