@@ -18,6 +18,9 @@ FP8_WGRAD_TILES = ((128, 192), (128, 160), (128, 128), (64, 128))
 # kFp8GroupedTiles: those of them that fp8_gemm_grouped and fp8_gemm_masked have kernels for.
 FP8_GROUPED_TILES = ((128, 256), (128, 192), (128, 160), (128, 128), (64, 128), (64, 256))
 
+# kBf16GemmTiles of csrc/gemm/bf16_gemm.h, the same for gemm and wgrad and their grouped forms.
+BF16_GEMM_TILES = ((256, 128), (128, 256), (128, 192), (128, 128), (64, 256), (64, 128))
+
 
 def check_fp8(argument: str, q: object, ndim: int, device: torch.device | None = None) -> torch.Tensor:
     """One e4m3 operand."""
@@ -109,6 +112,12 @@ def check_tile(tile: object, tiles: tuple[tuple[int, int], ...] = FP8_GEMM_TILES
         return tile
     legal = ", ".join(map(str, tiles))
     fail("tile", f"must be None or one of {legal}", repr(tile))
+
+
+def check_knobs(num_sms: object, tile: object) -> tuple[int, int, int]:
+    """The knobs of bf16 GEMM, as the ops take them."""
+    check_num_sms(num_sms)
+    return int(num_sms), *check_tile(tile, BF16_GEMM_TILES)  # type: ignore[call-overload]
 
 
 def check_accumulation(accumulation: object) -> None:

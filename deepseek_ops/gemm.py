@@ -37,6 +37,13 @@ Words used below, once for all:
 Kernels compute the bits of "hopper" for "exact" too, and refuse "hopper_unpromoted". They want the elements of a row
 side by side and operands that start at multiples of 16 bytes; the reference takes any strides.
 
+For bf16 operands kernels compute the bits of one tensor-core accumulator over all of K (docs/numerics.md), and read
+operands of any strides: those with one contiguous dimension and the rest at multiples of 16 bytes where they lie, others
+from a copy. They want the elements of a row of `out` side by side, and refuse fp32 and fp64 operands. Two knobs never
+change a bit of the result, and the reference ignores them: `num_sms`, multiprocessors that the kernel may use, so that
+communication can run beside it (0: all), and `tile`, rows and columns of D that one block computes at a time, one of
+`_gemm_checks.BF16_GEMM_TILES` (None: a cost model chooses).
+
 Any dimension may be zero. Results repeat bit by bit. Every `ArgumentError` is raised before work starts.
 """
 
@@ -339,6 +346,8 @@ def gemm(
     out: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     accumulate: bool = False,
+    num_sms: int = 0,
+    tile: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """D = A B^T in high precision, differentiable in a and b.
 
@@ -349,9 +358,10 @@ def gemm(
     check.check_same_size("b", b, 1, a.shape[1], "a has columns")
     dtype = check.check_output(out, out_dtype, a.dtype, (a.shape[0], b.shape[0]), a, accumulate)
     check.check_no_gradient(out, a, b)
+    knobs = check.check_knobs(num_sms, tile)
     if out is None:
-        return ops.gemm(a, b, dtype)
-    ops.gemm_(a, b, out, accumulate)
+        return ops.gemm(a, b, dtype, *knobs)
+    ops.gemm_(a, b, out, accumulate, *knobs)
     return out
 
 
@@ -362,6 +372,8 @@ def gemm_grouped(
     *,
     out: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    num_sms: int = 0,
+    tile: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """`gemm` of every expert on its own rows, differentiable in a and b: D[rows of g] = A[rows of g] B[g]^T.
 
@@ -373,9 +385,10 @@ def gemm_grouped(
     check.check_index("offsets", offsets, b.shape[0] + 1, a.device)
     dtype = check.check_output(out, out_dtype, a.dtype, (a.shape[0], b.shape[1]), a)
     check.check_no_gradient(out, a, b)
+    knobs = check.check_knobs(num_sms, tile)
     if out is None:
-        return ops.gemm_grouped(a, b, offsets, dtype)
-    ops.gemm_grouped_(a, b, offsets, out)
+        return ops.gemm_grouped(a, b, offsets, dtype, *knobs)
+    ops.gemm_grouped_(a, b, offsets, out, *knobs)
     return out
 
 
@@ -386,6 +399,8 @@ def gemm_masked(
     *,
     out: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    num_sms: int = 0,
+    tile: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """`gemm` over a batch in which matrix g has masked_m[g] rows, differentiable in a and b.
 
@@ -398,9 +413,10 @@ def gemm_masked(
     check.check_index("masked_m", masked_m, a.shape[0], a.device)
     dtype = check.check_output(out, out_dtype, a.dtype, (*a.shape[:2], b.shape[1]), a)
     check.check_no_gradient(out, a, b)
+    knobs = check.check_knobs(num_sms, tile)
     if out is None:
-        return ops.gemm_masked(a, b, masked_m, dtype)
-    ops.gemm_masked_(a, b, masked_m, out)
+        return ops.gemm_masked(a, b, masked_m, dtype, *knobs)
+    ops.gemm_masked_(a, b, masked_m, out, *knobs)
     return out
 
 
@@ -411,6 +427,8 @@ def wgrad(
     out: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     accumulate: bool = False,
+    num_sms: int = 0,
+    tile: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """D = A^T B over tokens in high precision, differentiable in a and b.
 
@@ -421,9 +439,10 @@ def wgrad(
     check.check_same_size("b", b, 0, a.shape[0], "a has tokens")
     dtype = check.check_output(out, out_dtype, a.dtype, (a.shape[1], b.shape[1]), a, accumulate)
     check.check_no_gradient(out, a, b)
+    knobs = check.check_knobs(num_sms, tile)
     if out is None:
-        return ops.wgrad(a, b, dtype)
-    ops.wgrad_(a, b, out, accumulate)
+        return ops.wgrad(a, b, dtype, *knobs)
+    ops.wgrad_(a, b, out, accumulate, *knobs)
     return out
 
 
@@ -435,6 +454,8 @@ def wgrad_grouped(
     out: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     accumulate: bool = False,
+    num_sms: int = 0,
+    tile: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """`wgrad` of every expert over its own tokens, differentiable: D[g] = A[tokens of g]^T B[tokens of g].
 
@@ -446,7 +467,8 @@ def wgrad_grouped(
     shape = (check.check_group_ends(offsets, a.device), a.shape[1], b.shape[1])
     dtype = check.check_output(out, out_dtype, a.dtype, shape, a, accumulate)
     check.check_no_gradient(out, a, b)
+    knobs = check.check_knobs(num_sms, tile)
     if out is None:
-        return ops.wgrad_grouped(a, b, offsets, dtype)
-    ops.wgrad_grouped_(a, b, offsets, out, accumulate)
+        return ops.wgrad_grouped(a, b, offsets, dtype, *knobs)
+    ops.wgrad_grouped_(a, b, offsets, out, accumulate, *knobs)
     return out

@@ -231,6 +231,10 @@ def work(step: str, golden: Path) -> dict[str, Any]:
         return benchmarks.ceilings()
     if step == "bench-quantize":
         return benchmarks.bench_quantize()
+    if step == "bench-bf16_gemm":
+        from bench import bf16_gemm
+
+        return bf16_gemm.bench()
     if step.startswith("bench-fp8_gemm-"):
         return benchmarks.bench_gemm(step.removeprefix("bench-fp8_gemm-"))
     if step in ("bench-fp8_decode", "bench-fp8_masked_decode"):

@@ -246,7 +246,7 @@ def fp8_wgrad_grouped(
     return out
 
 
-# --- bf16, fp32 and fp64 operands ------------------------------------------------------------------------------
+# --- bf16, fp32 and fp64 operands: `knobs` steer kernels and mean nothing here ---------------------------------
 
 
 def _widen(a: torch.Tensor, b: torch.Tensor, wide: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -271,18 +271,18 @@ def _grouped_mm_takes(*operands: torch.Tensor) -> bool:
     return True
 
 
-def gemm(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
+def gemm(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype, *knobs: int) -> torch.Tensor:
     a, b = _widen(a, b, out_dtype != a.dtype)
     return torch.mm(a, b.mT).to(out_dtype)
 
 
-def gemm_(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, accumulate: bool) -> None:
+def gemm_(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, accumulate: bool, *knobs: int) -> None:
     a, b = _widen(a, b, accumulate or out.dtype != a.dtype)
     _store(out, torch.mm(a, b.mT), accumulate)
 
 
 def gemm_grouped(
-    a: torch.Tensor, b: torch.Tensor, offsets: torch.Tensor, out_dtype: torch.dtype
+    a: torch.Tensor, b: torch.Tensor, offsets: torch.Tensor, out_dtype: torch.dtype, *knobs: int
 ) -> torch.Tensor:
     bounds = _bounds(offsets, a.shape[0])
     a, b = _widen(a, b, out_dtype != a.dtype)
@@ -303,30 +303,34 @@ def gemm_grouped(
     return out
 
 
-def gemm_grouped_(a: torch.Tensor, b: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) -> None:
+def gemm_grouped_(
+    a: torch.Tensor, b: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor, *knobs: int
+) -> None:
     bounds = _bounds(offsets, a.shape[0])
     rows = slice(bounds[0], bounds[-1])
     out[rows] = gemm_grouped(a[rows], b, offsets - offsets[:1], out.dtype)
 
 
 def gemm_masked(
-    a: torch.Tensor, b: torch.Tensor, masked_m: torch.Tensor, out_dtype: torch.dtype
+    a: torch.Tensor, b: torch.Tensor, masked_m: torch.Tensor, out_dtype: torch.dtype, *knobs: int
 ) -> torch.Tensor:
     a, b = _widen(a, b, out_dtype != a.dtype)
     return torch.bmm(a, b.mT).masked_fill_(~_valid_rows(a, masked_m), 0.0).to(out_dtype)
 
 
-def gemm_masked_(a: torch.Tensor, b: torch.Tensor, masked_m: torch.Tensor, out: torch.Tensor) -> None:
+def gemm_masked_(
+    a: torch.Tensor, b: torch.Tensor, masked_m: torch.Tensor, out: torch.Tensor, *knobs: int
+) -> None:
     product = gemm_masked(a, b, masked_m, out.dtype)
     out.copy_(torch.where(_valid_rows(a, masked_m), product, out))
 
 
-def wgrad(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
+def wgrad(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype, *knobs: int) -> torch.Tensor:
     a, b = _widen(a, b, out_dtype != a.dtype)
     return torch.mm(a.mT, b).to(out_dtype)
 
 
-def wgrad_(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, accumulate: bool) -> None:
+def wgrad_(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, accumulate: bool, *knobs: int) -> None:
     a, b = _widen(a, b, accumulate or out.dtype != a.dtype)
     _store(out, torch.mm(a.mT, b), accumulate)
 
@@ -351,21 +355,21 @@ def _wgrad_groups(
 
 
 def wgrad_grouped(
-    a: torch.Tensor, b: torch.Tensor, offsets: torch.Tensor, out_dtype: torch.dtype
+    a: torch.Tensor, b: torch.Tensor, offsets: torch.Tensor, out_dtype: torch.dtype, *knobs: int
 ) -> torch.Tensor:
     a, b = _widen(a, b, out_dtype != a.dtype)
     return _wgrad_groups(a, b, offsets, None, False).to(out_dtype)
 
 
 def wgrad_grouped_(
-    a: torch.Tensor, b: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor, accumulate: bool
+    a: torch.Tensor, b: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor, accumulate: bool, *knobs: int
 ) -> None:
     a, b = _widen(a, b, accumulate or out.dtype != a.dtype)
     _wgrad_groups(a, b, offsets, out, accumulate)
 
 
 def wgrad_masked(
-    a: torch.Tensor, b: torch.Tensor, masked_m: torch.Tensor, out_dtype: torch.dtype
+    a: torch.Tensor, b: torch.Tensor, masked_m: torch.Tensor, out_dtype: torch.dtype, *knobs: int
 ) -> torch.Tensor:
     a, b = _widen(a, b, out_dtype != a.dtype)
     missing = ~_valid_rows(a, masked_m)  # rows that do not exist may hold NaN: both sides are cleared

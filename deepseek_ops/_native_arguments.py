@@ -1,0 +1,79 @@
+"""What single ops need around their native function: operands in a form that the kernel reads, and workspaces.
+
+OPERANDS: op -> {position of an argument: function}, which returns the operand as it is or a copy; the shapes of DeepSeek-V3
+never need one. WORKSPACES: op -> function of the op's arguments, which returns memory that only the kernel needs between
+its launches: uninitialised, dropped after the call; a caching allocator hands it out again only to what runs later on the same
+stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+
+def _rows_for_tma(x: torch.Tensor) -> torch.Tensor:
+    """Rows at multiples of 16 bytes. The quantisers return dense rows, so that a K that is no multiple of 16 needs a
+    copy here; the shapes of DeepSeek-V3 never do."""
+    size = x.element_size()
+    if x.ndim < 2 or x.stride(-1) != 1 or x.numel() == 0:
+        return x
+    if all(stride * size % 16 == 0 for stride in x.stride()[:-1]):
+        return x
+    columns = x.shape[-1]
+    room = x.new_empty(*x.shape[:-1], -(-columns * size // 16) * 16 // size)
+    room[..., :columns].copy_(x)
+    return room[..., :columns]
+
+
+def _matrices_for_tma(x: torch.Tensor) -> torch.Tensor:
+    """Operands of bf16 GEMM: as they are if one of the last two dimensions is contiguous, so a transposed view too, and
+    everything else lies at multiples of 16 bytes; otherwise a copy with padded rows, of the dimension that was contiguous
+    (of the last one where none was). Expanded and overlapping rows are copied as well."""
+    if x.ndim not in (2, 3) or x.dtype != torch.bfloat16 or x.numel() == 0:
+        return x  # nothing to read, or refused by the kernel
+    (rows, columns), (row_step, column_step) = x.shape[-2:], x.stride()[-2:]
+    aligned = x.data_ptr() % 16 == 0 and (x.ndim == 2 or x.shape[0] == 1 or x.stride(0) % 8 == 0)
+    by_rows = (columns == 1 or column_step == 1) and (
+        rows == 1 or (row_step % 8 == 0 and row_step >= columns)
+    )
+    by_columns = (rows == 1 or row_step == 1) and (
+        columns == 1 or (column_step % 8 == 0 and column_step >= rows)
+    )
+    if aligned and (by_rows or by_columns):
+        return x
+    if row_step == 1 and column_step != 1:
+        return _padded(x.mT).mT
+    return _padded(x)
+
+
+def _padded(x: torch.Tensor) -> torch.Tensor:
+    columns = x.shape[-1]
+    room = x.new_empty(*x.shape[:-1], -(-columns // 8) * 8)
+    return room[..., :columns].copy_(x)
+
+
+def _with_in_place(names: tuple[str, ...], adapt: dict[int, Callable[[Any], Any]]) -> dict[str, Any]:
+    """The same for `name` and `name_`."""
+    return {name + end: adapt for name in names for end in ("", "_")}
+
+
+_FP8_GEMM = (
+    "fp8_gemm",
+    "fp8_gemm_decode",
+    "fp8_gemm_grouped",
+    "fp8_gemm_masked",
+    "fp8_gemm_masked_decode",
+    "fp8_wgrad",
+    "fp8_wgrad_grouped",
+)
+_BF16_GEMM = ("gemm", "gemm_grouped", "gemm_masked", "wgrad", "wgrad_grouped", "wgrad_masked")
+
+OPERANDS: Mapping[str, Mapping[int, Callable[[Any], Any]]] = {
+    **_with_in_place(_FP8_GEMM, {0: _rows_for_tma, 2: _rows_for_tma}),
+    **_with_in_place(_BF16_GEMM, {0: _matrices_for_tma, 1: _matrices_for_tma}),
+}
+
+WORKSPACES: Mapping[str, Callable[..., tuple[torch.Tensor, ...]]] = {}
