@@ -104,8 +104,7 @@ HOPPER_KERNEL(kPlanWarps * 32) plan_kernel(const PlanParams p) {
   const auto begin = static_cast<uint32_t>(own * part < p.rows ? own * part : p.rows);
   const auto end = static_cast<uint32_t>(begin + own < p.rows ? begin + own : p.rows);
 
-  for (uint32_t bin = lane; bin < bins; bin += 32) mine[bin] = 0;
-  hopper::syncwarp();
+  for (uint32_t bin = lane; bin < bins; bin += 32) mine[bin] = 0;   // before the first count lies a syncwarp
   hopper::grid_dependency_wait();
   count_slots(p, begin, end, mine, [](uint32_t, uint32_t, uint32_t) {});
   hopper::block_sync();
