@@ -76,4 +76,22 @@ OPERANDS: Mapping[str, Mapping[int, Callable[[Any], Any]]] = {
     **_with_in_place(_BF16_GEMM, {0: _matrices_for_tma, 1: _matrices_for_tma}),
 }
 
-WORKSPACES: Mapping[str, Callable[..., tuple[torch.Tensor, ...]]] = {}
+
+def _row_of_slot(slots: torch.Tensor) -> tuple[torch.Tensor]:
+    """int32, for each token's choice of an expert the row that it has in the order of experts."""
+    return (slots.new_empty(slots.numel(), dtype=torch.int32),)
+
+
+def _balance_loss(scores: torch.Tensor, _topk_idx: torch.Tensor, cu_seqlens: torch.Tensor, *_: Any) -> Any:
+    """Choices per sequence and expert, and one number; normalised scores summed per token."""
+    bins = (cu_seqlens.shape[0] - 1) * scores.shape[1]
+    return scores.new_empty(bins + 1, dtype=torch.int32), scores.new_empty(scores.shape[0])
+
+
+WORKSPACES: Mapping[str, Callable[..., tuple[torch.Tensor, ...]]] = {
+    "balance_loss": _balance_loss,
+    "permute": lambda x, topk_idx, *_: _row_of_slot(topk_idx),
+    "permute_quantized": lambda q, scale, topk_idx, *_: _row_of_slot(topk_idx),
+    "unpermute": lambda y, source, *_: _row_of_slot(source),
+    "unpermute_backward": lambda dout, y, source, *_: _row_of_slot(source),
+}

@@ -3,9 +3,6 @@
 A native function takes an op's arguments in their order, then one tensor for each output, then its workspaces
 (csrc/bindings/kernels.h). What stands around it is the same for every op: operands take a form that the kernel reads, outputs
 are allocated as the op's `fake` says, and tensors that the op writes in place get a new version, so that autograd notices.
-(csrc/bindings/kernels.h).
-What stands around it is the same for every op: outputs are allocated as the op's `fake` says, and tensors that the op
-writes in place get a new version, so that autograd notices.
 """
 
 from __future__ import annotations
@@ -42,9 +39,6 @@ def kernel(op: _registry.Op, target: str, module: Any) -> Callable[..., Any]:
     adapt = OPERANDS.get(op.name)
     workspaces = WORKSPACES.get(op.name)
 
-    padded = _PADDED_ROWS.get(op.name, ())
-    workspaces = _WORKSPACES.get(op.name)
-
     def run(*args: Any, **kwargs: Any) -> Any:
         if len(args) < len(names):
             args = (*args, *(_argument(schema, i, kwargs) for i in range(len(args), len(names))))
@@ -55,45 +49,12 @@ def kernel(op: _registry.Op, target: str, module: Any) -> Callable[..., Any]:
             prepare()
         results = () if outputs is None else (outputs,) if isinstance(outputs, torch.Tensor) else outputs
         native(*args, *results, *(() if workspaces is None else workspaces(*args)))
-        native(*args, *results, *(workspaces(*args) if workspaces is not None else ()))
         for i in mutated:
             if isinstance(args[i], torch.Tensor) and not args[i].is_inference():  # those have no version
                 increment_version(args[i])
         return outputs
 
     return run
-
-
-# Operands that the kernels read by TMA: rows at multiples of 16 bytes. The quantisers return dense rows, so that a K
-# that is no multiple of 16 needs a copy here; the shapes of DeepSeek-V3 never do.
-_PADDED_ROWS = {"fp8_gemm": (0, 2), "fp8_gemm_": (0, 2)}
-
-# Memory that a kernel needs between its launches: functions of the op's arguments. Uninitialised, dropped after the
-# call; a caching allocator hands it out again only to what runs later on the same stream.
-_WORKSPACES: dict[str, Callable[..., tuple[torch.Tensor, ...]]] = {
-    "balance_loss": lambda scores, topk_idx, cu_seqlens, *_: (
-        scores.new_empty((cu_seqlens.shape[0] - 1) * scores.shape[1] + 1, dtype=torch.int32),
-        scores.new_empty(scores.shape[0]),
-    ),
-    "permute": lambda x, topk_idx, *_: (_row_of_slot(topk_idx),),
-    "permute_quantized": lambda q, scale, topk_idx, *_: (_row_of_slot(topk_idx),),
-    "unpermute": lambda y, source, *_: (_row_of_slot(source),),
-    "unpermute_backward": lambda dout, y, source, *_: (_row_of_slot(source),),
-}
-
-
-def _row_of_slot(slots: torch.Tensor) -> torch.Tensor:
-    return slots.new_empty(slots.numel(), dtype=torch.int32)
-
-
-def _rows_for_tma(x: torch.Tensor) -> torch.Tensor:
-    size = x.element_size()
-    if x.ndim != 2 or x.stride(1) != 1 or x.stride(0) * size % 16 == 0 or x.numel() == 0:
-        return x
-    columns = x.shape[1]
-    room = x.new_empty(x.shape[0], -(-columns * size // 16) * 16 // size)
-    room[:, :columns].copy_(x)
-    return room[:, :columns]
 
 
 def _argument(schema: Any, index: int, kwargs: dict[str, Any]) -> Any:

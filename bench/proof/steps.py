@@ -96,6 +96,8 @@ def all_steps() -> list[Step]:
         Step(
             "bench-fp8_wgrad_grouped", "benchmark", "wgrad", 4, 60, 240,
             "fp8_wgrad_grouped beside torch's grouped bf16 product and DeepGEMM", ("build",),
+        ),
+        Step(
             "bench-bf16_gemm", "benchmark", "gemm", 4, 120, 420, "bf16 GEMM, dense and grouped, beside cuBLAS", ("build",)
         ),
         Step("bench-quantize", "benchmark", "quantize", 3, 40, 150, "quantisers beside a plain copy", ("build",)),
