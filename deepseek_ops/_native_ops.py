@@ -52,9 +52,9 @@ def kernel(op: _registry.Op, target: str, module: Any) -> Callable[..., Any]:
             native(*args, outputs)
         else:
             native(*args, *outputs)
-        for i in mutated:
-            if isinstance(args[i], torch.Tensor) and not args[i].is_inference():  # those have no version
-                increment_version(args[i])
+        for tensor in _registry.tensors_of(args[i] for i in mutated):
+            if not tensor.is_inference():  # those have no version
+                increment_version(tensor)
         return outputs
 
     return run

@@ -29,7 +29,7 @@ import functools
 import importlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -172,7 +172,7 @@ class Op:
         name = self._chosen()
         if name:
             return name
-        if any(t.is_cuda for t in _tensors(args)):
+        if any(t.is_cuda for t in tensors_of(args)):
             if absent_reason("cuda") is None and "cuda" in self.kernels:
                 return "cuda"
             _warn_no_kernel(self.name)
@@ -249,7 +249,7 @@ def _unobserved() -> bool:
     )
 
 
-def _tensors(args: tuple[Any, ...]) -> Iterator[torch.Tensor]:
+def tensors_of(args: Iterable[Any]) -> Iterator[torch.Tensor]:
     """The tensors among the arguments, those in lists included."""
     for value in args:
         if isinstance(value, torch.Tensor):
