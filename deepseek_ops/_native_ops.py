@@ -37,21 +37,25 @@ def kernel(op: _registry.Op, target: str, module: Any) -> Callable[..., Any]:
     fake = op.fake
 
     padded = _PADDED_ROWS.get(op.name, ())
+    dense = op.name in _DENSE_LISTS
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if len(args) < len(names):
             args = (*args, *(_argument(schema, i, kwargs) for i in range(len(args), len(names))))
         if padded:
             args = tuple(_rows_for_tma(x) if i in padded else x for i, x in enumerate(args))
+        given = [_contiguous(a) for a in args] if dense else args
         outputs = fake(*args)
+        written = () if outputs is None else (outputs,) if isinstance(outputs, torch.Tensor) else outputs
+        extra = () if op.workspace is None else (op.workspace(*args),)
         if prepare is not None:
             prepare()
-        if outputs is None:
-            native(*args)
-        elif isinstance(outputs, torch.Tensor):
-            native(*args, outputs)
-        else:
-            native(*args, *outputs)
+        native(*given, *written, *extra)
+        if dense:
+            for i in mutated:
+                for tensor, copy in zip(args[i], given[i], strict=True):
+                    if copy is not tensor:
+                        tensor.copy_(copy)
         for tensor in _registry.tensors_of(args[i] for i in mutated):
             if not tensor.is_inference():  # those have no version
                 increment_version(tensor)
@@ -63,6 +67,17 @@ def kernel(op: _registry.Op, target: str, module: Any) -> Callable[..., Any]:
 # Operands that the kernels read by TMA: rows at multiples of 16 bytes. The quantisers return dense rows, so that a K
 # that is no multiple of 16 needs a copy here; the shapes of DeepSeek-V3 never do.
 _PADDED_ROWS = {"fp8_gemm": (0, 2), "fp8_gemm_": (0, 2)}
+
+
+# Ops on lists of tensors of any shape, whose kernels want each dense: others are copied, and copied back where the op
+# writes. The state of a training run is dense.
+_DENSE_LISTS = ("adamw_", "clip_grad_norm")
+
+
+def _contiguous(value: Any) -> Any:
+    if not isinstance(value, list | tuple):
+        return value
+    return [x.contiguous() if isinstance(x, torch.Tensor) else x for x in value]  # itself where it is dense
 
 
 def _rows_for_tma(x: torch.Tensor) -> torch.Tensor:
