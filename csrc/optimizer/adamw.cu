@@ -16,6 +16,8 @@ void check(const AdamwArguments& a) {
   for (size_t i = 0; i < a.tensor_count; ++i) {
     const AdamwTensor& t = a.tensors[i];
     require(t.count >= 0, "params", "must not have a negative number of elements", t.count);
+    require(ceil_div(t.count, kAdamwChunk) < int64_t{1} << 31, "params",
+            "must have fewer than 2^31 chunks of 2048 elements each", t.count);
     if (t.count == 0) continue;
     const auto check_array = [](const char* name, const void* p, Type type) {
       require(p != nullptr, name, "must not be null unless it is empty", "a null pointer");
@@ -81,7 +83,7 @@ void adamw(const AdamwArguments& a, hopper::Stream stream) {
     const int64_t chunks = ceil_div(t.count, kAdamwChunk);
     if (!p.table.add(entry, chunks)) {
       flush();
-      require(p.table.add(entry, chunks), "params", "must have fewer than 2^31 chunks of 2048 elements each", t.count);
+      p.table.add(entry, chunks);
     }
     index += t.count;
   }

@@ -12,8 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 
+import deepseek_ops
+from deepseek_ops._emulation import ASYNCHRONY, SCHEDULES
+from deepseek_ops._registry import absent_reason
+from deepseek_ops.optimizer import adamw_, clip_grad_norm
 from tests.csrc.emulator.planted import ROOT, build, emulator_sources, rules_in
 from tests.csrc.gemm.test_fp8_gemm import BF16, FP32, Problem
 
@@ -182,4 +187,52 @@ def quantisers() -> list[Kernel]:
     return [kernel(operation) for operation in (1, 2, 0)]  # the one with most steps first
 
 
-FAMILIES = {"fp8_gemm": fp8_gemm, "quantise": quantisers}
+def on_checked(
+    name: str, call: Callable[[], list[torch.Tensor]], more: Callable[[], list[Site]] = list
+) -> Kernel:
+    """An op on the backend `checked`; `more`: sites of launches before its last one, whose own are asked for."""
+    reason = absent_reason("checked")
+    if reason:
+        pytest.skip(f"backend checked: {reason}")
+    expected: list[torch.Tensor] = []
+
+    def run(seed: int, asynchrony: int, schedule: int, drop: Site) -> str:
+        options = {"asynchrony": ASYNCHRONY[asynchrony], "schedule": SCHEDULES[schedule]}
+        if drop != ("", ""):
+            options["drop"] = drop
+        with deepseek_ops.backend("checked"), deepseek_ops.emulation(seed=seed, **options):
+            try:
+                out = call()
+            except deepseek_ops.KernelError as error:
+                return str(error)
+        if not expected:
+            expected.extend(out)
+        return "" if all(map(torch.equal, out, expected)) else "data"
+
+    def sites() -> list[Site]:
+        return [*dict.fromkeys([*((s.kind, s.site) for s in deepseek_ops.drop_sites()), *more()])]
+
+    return Kernel(name, run, sites)
+
+
+def optimizer() -> list[Kernel]:
+    generator = torch.Generator().manual_seed(0)
+    state = [[torch.rand(n, generator=generator) for n in (2100, 30)] for _ in range(4)]
+
+    def step() -> list[torch.Tensor]:
+        lists = [[t.clone() for t in ts] for ts in state]
+        adamw_(*lists, lr=1e-2, step=2)
+        return [t for ts in lists for t in ts]
+
+    def first_stage() -> list[Site]:
+        source = (ROOT / "csrc/optimizer/grad_norm.cuh").read_text().splitlines()
+        lines = [i for i, line in enumerate(source, 1) if "= block_sum(" in line]
+        return [("barrier_sync", f"grad_norm.cuh:{line}") for line in lines]
+
+    return [
+        on_checked("clip_grad_norm", lambda: list(clip_grad_norm(state[0] * 3, 1.0)), first_stage),
+        on_checked("adamw_", step),
+    ]
+
+
+FAMILIES = {"fp8_gemm": fp8_gemm, "quantise": quantisers, "optimizer": optimizer}
