@@ -55,39 +55,66 @@ AdamwStep step_of(const AdamwArguments& a) {
   return s;
 }
 
+// The list is cut by the types of its tensors: each mixture has a kernel of its own.
+struct Launches {
+  static constexpr int kKinds = 8;
+  static int kind(const AdamwTensor& t) {
+    return 4 * (t.grad_type == Type::fp32) + 2 * (t.exp_avg_type == Type::fp32) + (t.exp_avg_sq_type == Type::fp32);
+  }
+
+  AdamwParams params[kKinds] = {};
+
+  void flush(int kind, const hopper::LaunchConfig& common) {
+    AdamwParams& p = params[kind];
+    if (p.table.count == 0) return;
+    hopper::LaunchConfig config = common;
+    config.grid = dim3(p.table.chunks());
+    const auto with = [&](auto grad, auto first, auto second) {
+      hopper::launch(config, adamw_kernel<decltype(grad), decltype(first), decltype(second)>, p);
+    };
+    const auto with_moments = [&](auto grad) {
+      switch (kind % 4) {
+        case 0: return with(grad, bf16{}, bf16{});
+        case 1: return with(grad, bf16{}, float{});
+        case 2: return with(grad, float{}, bf16{});
+        default: return with(grad, float{}, float{});
+      }
+    };
+    kind / 4 ? with_moments(float{}) : with_moments(bf16{});
+    p.table.count = 0;
+  }
+};
+
 }  // namespace
 
 void adamw(const AdamwArguments& a, hopper::Stream stream) {
   check(a);
-  AdamwParams p{};
-  p.step = step_of(a);
-  p.grad_scale = a.grad_scale_tensor;
-  const auto flush = [&] {
-    if (p.table.count == 0) return;
-    hopper::LaunchConfig config{};
-    config.grid = dim3(p.table.chunks());
-    config.block = dim3(kThreads);
-    config.programmatic = a.programmatic;
-    config.stream = stream;
-    config.name = "adamw";
-    hopper::launch(config, adamw_kernel, p);
-    p.table.count = 0;
-  };
+  hopper::LaunchConfig config{};
+  config.block = dim3(kThreads);
+  config.programmatic = a.programmatic;
+  config.stream = stream;
+  config.name = "adamw";
+  Launches launches;
+  for (AdamwParams& p : launches.params) {
+    p.step = step_of(a);
+    p.grad_scale = a.grad_scale_tensor;
+  }
   int64_t index = a.first_index;
   for (size_t i = 0; i < a.tensor_count; ++i) {
     const AdamwTensor& t = a.tensors[i];
     if (t.count == 0) continue;
+    const int kind = Launches::kind(t);
+    auto& table = launches.params[kind].table;
     const AdamwEntry entry{t.param, t.grad, t.exp_avg, t.exp_avg_sq, t.out, t.count, index,
-                           static_cast<float>(a.lr * t.weight_decay), t.weight_decay != 0.0,
-                           t.grad_type == Type::fp32, t.exp_avg_type == Type::fp32, t.exp_avg_sq_type == Type::fp32};
+                           static_cast<float>(a.lr * t.weight_decay), t.weight_decay != 0.0};
     const int64_t chunks = ceil_div(t.count, kAdamwChunk);
-    if (!p.table.add(entry, chunks)) {
-      flush();
-      p.table.add(entry, chunks);
+    if (!table.add(entry, chunks)) {
+      launches.flush(kind, config);
+      table.add(entry, chunks);
     }
     index += t.count;
   }
-  flush();
+  for (int kind = 0; kind < Launches::kKinds; ++kind) launches.flush(kind, config);
 }
 
 }  // namespace optimizer

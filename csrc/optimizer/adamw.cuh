@@ -1,6 +1,6 @@
 // AdamW on a list of tensors: a block takes one chunk of one tensor, a thread two groups of four elements of it.
 //
-//   find the tensor | load p, g, m, v: 8 loads a thread in flight | next kernel may start | step | noise | store
+//   find the tensor | p, g, m, v: 8 loads a thread in flight | the next kernel may start | step | noise | store
 //
 // The arithmetic is the reference's, operation by operation (reference/optimizer.py), each rounded once.
 #pragma once
@@ -24,7 +24,6 @@ struct AdamwEntry {
   int64_t first_index;           // of the noise
   float decay;                   // lr * weight_decay
   bool decays;                   // a decay of 0 is not added, as 0 * inf would matter
-  bool wide_grad, wide_exp_avg, wide_exp_avg_sq;   // fp32, not bf16
 };
 static_assert(sizeof(AdamwEntry) == 64);
 
@@ -93,73 +92,79 @@ HOPPER_DEVICE void adamw_element(float& p, float g, float& m, float& v, const Ad
   p = sub_rn(p, update);
 }
 
-// Stores a moment as its type; `noise` holds 16 random bits for each element, from bit `shift` on.
-HOPPER_DEVICE void store_moment(void* array, bool wide, int64_t index, const float (&values)[kGroup], bool stochastic,
-                                const uint32_t (&noise)[kGroup], int shift, int present, bool vector) {
-  if (wide) {
-    store_fp32(static_cast<float*>(array) + index, values, present, vector);
-    return;
+// A moment as its type: a bf16 one by 16 random bits for each element, from bit `shift` of `noise` on, or to nearest.
+template <class T>
+HOPPER_DEVICE Group<T> rounded(const float (&values)[kGroup], bool stochastic, const uint32_t (&noise)[kGroup], int shift) {
+  Group<T> group = Group<T>::of(values);
+  if constexpr (sizeof(T) == 2) {
+    if (stochastic) {
+      HOPPER_UNROLL for (int i = 0; i < kGroup; i += 2)
+        group.words[i / 2] = stochastic_bf16(values[i], noise[i] >> shift & 0xFFFF) |
+                             stochastic_bf16(values[i + 1], noise[i + 1] >> shift & 0xFFFF) << 16;
+    }
   }
-  uint32_t words[kGroup / 2];
-  HOPPER_UNROLL for (int i = 0; i < kGroup / 2; ++i) {
-    const float low = values[2 * i], high = values[2 * i + 1];
-    words[i] = stochastic ? stochastic_bf16(low, noise[2 * i] >> shift & 0xFFFF) |
-                                stochastic_bf16(high, noise[2 * i + 1] >> shift & 0xFFFF) << 16
-                          : hopper::pack_bf16(low, high);
-  }
-  store_bf16(static_cast<bf16*>(array) + index, words, present, vector);
+  return group;
 }
 
-HOPPER_DEVICE bool aligned_groups(const AdamwEntry& e) {
-  const auto off = [](const void* p, bool wide) { return reinterpret_cast<uintptr_t>(p) & (wide ? 15 : 7); };
-  return (off(e.param, true) | off(e.grad, e.wide_grad) | off(e.exp_avg, e.wide_exp_avg) |
-          off(e.exp_avg_sq, e.wide_exp_avg_sq) | off(e.out, false)) == 0;
-}
+// The thread's groups of a chunk; the first of them begins at element `first`.
+template <bool kVector, class Grad, class First, class Second>
+HOPPER_DEVICE void adamw_chunk(const AdamwParams& p, const AdamwEntry& e, int64_t first) {
+  constexpr int64_t kStride = kThreads * kGroup;   // from a thread's group to its next
+  auto* exp_avg = static_cast<First*>(e.exp_avg);
+  auto* exp_avg_sq = static_cast<Second*>(e.exp_avg_sq);
+  const AdamwStep& step = p.step;
 
-// 4 blocks of 24 KB in flight on an SM (bf16 moments, fp32 gradients).
-HOPPER_KERNEL_BLOCKS(kThreads, 4) adamw_kernel(HOPPER_GRID_CONSTANT const AdamwParams p) {
-  const auto place = p.table.find(blockIdx.x);
-  const AdamwEntry& e = p.table.entries[place.entry];
-  const int64_t first = int64_t{place.chunk} * kAdamwChunk + threadIdx.x * kGroup;
-  const bool aligned = aligned_groups(e);
-
-  hopper::grid_dependency_wait();
-  RawGroup param[kGroups], grad[kGroups], exp_avg[kGroups], exp_avg_sq[kGroups];
+  Group<float> param[kGroups];
+  Group<Grad> grad[kGroups];
+  Group<First> m_old[kGroups];
+  Group<Second> v_old[kGroups];
   int present[kGroups];
   HOPPER_UNROLL for (int k = 0; k < kGroups; ++k) {
-    const int64_t index = first + k * kThreads * kGroup;
-    present[k] = static_cast<int>(e.count - index < kGroup ? (e.count - index < 0 ? 0 : e.count - index) : kGroup);
-    const bool vector = aligned && present[k] == kGroup;
-    param[k] = load_group(e.param, true, index, present[k], vector);
-    grad[k] = load_group(e.grad, e.wide_grad, index, present[k], vector);
-    exp_avg[k] = load_group(e.exp_avg, e.wide_exp_avg, index, present[k], vector);
-    exp_avg_sq[k] = load_group(e.exp_avg_sq, e.wide_exp_avg_sq, index, present[k], vector);
+    const int64_t index = first + k * kStride, left = e.count - index;
+    present[k] = kVector || left >= kGroup ? kGroup : left < 0 ? 0 : static_cast<int>(left);
+    param[k].template load<kVector>(e.param + index, present[k]);
+    grad[k].template load<kVector>(static_cast<const Grad*>(e.grad) + index, present[k]);
+    m_old[k].template load<kVector>(exp_avg + index, present[k]);
+    v_old[k].template load<kVector>(exp_avg_sq + index, present[k]);
   }
-  const float grad_scale = p.grad_scale ? *p.grad_scale : p.step.grad_scale;
+  const float grad_scale = p.grad_scale ? *p.grad_scale : step.grad_scale;
   hopper::grid_dependency_launch();
   if ((hopper::float_bits(grad_scale) & 0x7FFFFFFF) >= 0x7F800000) return;   // a bad gradient somewhere: skip the step
 
   HOPPER_UNROLL for (int k = 0; k < kGroups; ++k) {
-    if (present[k] == 0) continue;
-    const int64_t index = first + k * kThreads * kGroup;
-    const bool vector = aligned && present[k] == kGroup;
+    const int64_t index = first + k * kStride;
     float x[kGroup], m[kGroup], v[kGroup];
     HOPPER_UNROLL for (int i = 0; i < kGroup; ++i) {
-      x[i] = param[k].value(i, true);
-      m[i] = exp_avg[k].value(i, e.wide_exp_avg);
-      v[i] = exp_avg_sq[k].value(i, e.wide_exp_avg_sq);
-      adamw_element(x[i], grad[k].value(i, e.wide_grad), m[i], v[i], p.step, grad_scale, e);
+      x[i] = param[k].value(i);
+      m[i] = m_old[k].value(i);
+      v[i] = v_old[k].value(i);
+      adamw_element(x[i], grad[k].value(i), m[i], v[i], step, grad_scale, e);
     }
     uint32_t noise[kGroup] = {};
-    if (p.step.stochastic_rounding) {
-      const Noise source(p.step.noise_key, e.first_index + index);
+    if (step.stochastic_rounding) {
+      const Noise source(step.noise_key, e.first_index + index);
       HOPPER_UNROLL for (int i = 0; i < kGroup; ++i) noise[i] = source.bits(i);
     }
-    store_fp32(e.param + index, x, present[k], vector);
-    store_moment(e.exp_avg, e.wide_exp_avg, index, m, p.step.stochastic_rounding, noise, 0, present[k], vector);
-    store_moment(e.exp_avg_sq, e.wide_exp_avg_sq, index, v, p.step.stochastic_rounding, noise, 16, present[k], vector);
-    if (e.out) store_bf16(e.out + index, {hopper::pack_bf16(x[0], x[1]), hopper::pack_bf16(x[2], x[3])}, present[k], vector);
+    Group<float>::of(x).store<kVector>(e.param + index, present[k]);
+    rounded<First>(m, step.stochastic_rounding, noise, 0).template store<kVector>(exp_avg + index, present[k]);
+    rounded<Second>(v, step.stochastic_rounding, noise, 16).template store<kVector>(exp_avg_sq + index, present[k]);
+    if (e.out) Group<bf16>::of(x).store<kVector>(e.out + index, present[k]);
   }
+}
+
+// 4 blocks of 24 KB in flight on an SM (bf16 moments, fp32 gradients).
+template <class Grad, class First, class Second>
+HOPPER_KERNEL_BLOCKS(kThreads, 4) adamw_kernel(HOPPER_GRID_CONSTANT const AdamwParams p) {
+  const auto place = p.table.find(blockIdx.x);
+  const AdamwEntry& e = p.table.entries[place.entry];
+  const auto off = [](const void* array, size_t element) { return reinterpret_cast<uintptr_t>(array) % (kGroup * element); };
+  const bool aligned = off(e.param, 4) + off(e.grad, sizeof(Grad)) + off(e.exp_avg, sizeof(First)) +
+                       off(e.exp_avg_sq, sizeof(Second)) + off(e.out, 2) == 0;
+  const int64_t begin = int64_t{place.chunk} * kAdamwChunk, first = begin + threadIdx.x * kGroup;
+
+  hopper::grid_dependency_wait();
+  if (aligned && begin + kAdamwChunk <= e.count) adamw_chunk<true, Grad, First, Second>(p, e, first);
+  else adamw_chunk<false, Grad, First, Second>(p, e, first);
 }
 
 }  // namespace optimizer_kernels

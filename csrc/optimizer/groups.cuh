@@ -1,8 +1,10 @@
-// Four neighbouring elements of a dense array whose type is known only at run time: how kernels here read and write.
+// Four neighbouring elements of a dense array of fp32 or bf16: how the kernels here read and write.
 //
 // Why four: an fp32 group is 16 bytes and a bf16 group 8, so that 32 lanes cover 512 or 256 contiguous bytes whatever
 // mixture of types an element's arrays have. Eight would leave holes of 16 bytes between the lanes' fp32 pieces.
 #pragma once
+
+#include <type_traits>
 
 #include "../hopper/front.h"
 #include "optimizer.h"
@@ -10,62 +12,61 @@
 namespace optimizer_kernels {
 
 using hopper::bf16;
-using optimizer::Type;
 
 constexpr int kGroup = 4;
 
-// As it lies in memory: 4 words of fp32, or 2 of bf16. Turned into values late, so that loads stay in flight.
-struct RawGroup {
-  uint32_t words[kGroup];
+// As it lies in memory: 4 words of fp32, or 2 of bf16.
+template <class T>
+struct Group {
+  static constexpr int kWords = kGroup * sizeof(T) / 4;
+  using Vector = std::conditional_t<sizeof(T) == 4, uint4, uint2>;
 
-  HOPPER_DEVICE float value(int i, bool wide) const {
-    const uint32_t half = i % 2 ? words[i / 2] & 0xFFFF0000 : words[i / 2] << 16;
-    return hopper::bits_float(wide ? words[i] : half);
+  uint32_t words[kWords];
+
+  HOPPER_DEVICE float value(int i) const {
+    if constexpr (sizeof(T) == 4) return hopper::bits_float(words[i]);
+    else return hopper::bits_float(i % 2 ? words[i / 2] & 0xFFFF0000 : words[i / 2] << 16);
+  }
+
+  // kVector: all four exist, and lie at a multiple of their common size; otherwise `present` of them do.
+  template <bool kVector>
+  HOPPER_DEVICE void load(const T* at, int present) {
+    if constexpr (kVector) {
+      const Vector v = hopper::load_stream(reinterpret_cast<const Vector*>(at));
+      memcpy(words, &v, sizeof(v));
+    } else {
+      HOPPER_UNROLL for (uint32_t& word : words) word = 0;
+      HOPPER_UNROLL for (int i = 0; i < kGroup; ++i) {
+        if (i >= present) continue;
+        if constexpr (sizeof(T) == 4) words[i] = hopper::float_bits(at[i]);
+        else words[i / 2] |= uint32_t{at[i].bits} << (16 * (i % 2));
+      }
+    }
+  }
+
+  template <bool kVector>
+  HOPPER_DEVICE void store(T* at, int present) const {
+    if constexpr (kVector) {
+      Vector v;
+      memcpy(&v, words, sizeof(v));
+      hopper::store_stream(reinterpret_cast<Vector*>(at), v);
+    } else {
+      HOPPER_UNROLL for (int i = 0; i < kGroup; ++i) {
+        if (i >= present) continue;
+        if constexpr (sizeof(T) == 4) at[i] = hopper::bits_float(words[i]);
+        else at[i].bits = static_cast<uint16_t>(words[i / 2] >> (16 * (i % 2)));
+      }
+    }
+  }
+
+  static HOPPER_DEVICE Group of(const float (&values)[kGroup]) {   // to nearest even
+    Group group;
+    HOPPER_UNROLL for (int i = 0; i < kWords; ++i) {
+      if constexpr (sizeof(T) == 4) group.words[i] = hopper::float_bits(values[i]);
+      else group.words[i] = hopper::pack_bf16(values[2 * i], values[2 * i + 1]);
+    }
+    return group;
   }
 };
-
-// `present` elements exist from `index` on; `vector`: all four do, and they are aligned to their size together.
-HOPPER_DEVICE RawGroup load_group(const void* array, bool wide, int64_t index, int present, bool vector) {
-  RawGroup raw{};
-  if (wide) {
-    const auto* at = static_cast<const float*>(array) + index;
-    if (vector) {
-      const uint4 w = hopper::load_stream(reinterpret_cast<const uint4*>(at));
-      raw.words[0] = w.x, raw.words[1] = w.y, raw.words[2] = w.z, raw.words[3] = w.w;
-    } else {
-      HOPPER_UNROLL for (int i = 0; i < kGroup; ++i)
-        if (i < present) raw.words[i] = hopper::float_bits(at[i]);
-    }
-  } else {
-    const auto* at = static_cast<const bf16*>(array) + index;
-    if (vector) {
-      const uint2 w = hopper::load_stream(reinterpret_cast<const uint2*>(at));
-      raw.words[0] = w.x, raw.words[1] = w.y;
-    } else {
-      HOPPER_UNROLL for (int i = 0; i < kGroup; ++i)
-        if (i < present) raw.words[i / 2] |= uint32_t{at[i].bits} << (16 * (i % 2));
-    }
-  }
-  return raw;
-}
-
-HOPPER_DEVICE void store_fp32(float* at, const float (&values)[kGroup], int present, bool vector) {
-  if (vector) {
-    hopper::store_stream(reinterpret_cast<float4*>(at), float4{values[0], values[1], values[2], values[3]});
-  } else {
-    HOPPER_UNROLL for (int i = 0; i < kGroup; ++i)
-      if (i < present) at[i] = values[i];
-  }
-}
-
-// Words of two bf16 each.
-HOPPER_DEVICE void store_bf16(bf16* at, const uint32_t (&words)[kGroup / 2], int present, bool vector) {
-  if (vector) {
-    hopper::store_stream(reinterpret_cast<uint2*>(at), uint2{words[0], words[1]});
-  } else {
-    HOPPER_UNROLL for (int i = 0; i < kGroup; ++i)
-      if (i < present) at[i].bits = static_cast<uint16_t>(words[i / 2] >> (16 * (i % 2)));
-  }
-}
 
 }  // namespace optimizer_kernels

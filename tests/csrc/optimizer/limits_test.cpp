@@ -109,7 +109,7 @@ void far_elements() {
     p[element] = 1.0f, g[element] = 2.0f;
     self.block.x = static_cast<unsigned>(1 + element / 2048);
     self.thread.x = static_cast<unsigned>(element % 1024 / 4);
-    adamw_kernel(params);
+    adamw_kernel<float, hopper::bf16, hopper::bf16>(params);
     float want_p = 1.0f, want_m = 0.0f, want_v = 0.0f;
     adamw_element(want_p, 2.0f, want_m, want_v, params.step, 1.0f, params.table.entries[1]);
     const uint32_t noise = Noise(params.step.noise_key, 105 + element).bits(0);
