@@ -37,14 +37,14 @@ def kernel(op: _registry.Op, target: str, module: Any) -> Callable[..., Any]:
     fake = op.fake
 
     padded = _PADDED_ROWS.get(op.name, ())
-    dense = op.name in _DENSE_LISTS
+    dense = op.name in _DENSE
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if len(args) < len(names):
             args = (*args, *(_argument(schema, i, kwargs) for i in range(len(args), len(names))))
         if padded:
             args = tuple(_rows_for_tma(x) if i in padded else x for i, x in enumerate(args))
-        given = [_contiguous(a) for a in args] if dense else args
+        given = [_dense(a) for a in args] if dense else args
         outputs = fake(*args)
         written = () if outputs is None else (outputs,) if isinstance(outputs, torch.Tensor) else outputs
         extra = () if op.workspace is None else (op.workspace(*args),)
@@ -69,15 +69,23 @@ def kernel(op: _registry.Op, target: str, module: Any) -> Callable[..., Any]:
 _PADDED_ROWS = {"fp8_gemm": (0, 2), "fp8_gemm_": (0, 2)}
 
 
-# Ops on lists of tensors of any shape, whose kernels want each dense: others are copied, and copied back where the op
-# writes. The state of a training run is dense.
-_DENSE_LISTS = ("adamw_", "clip_grad_norm")
+# Ops whose kernels want dense tensors: others are copied, and copied back where the op writes a list of them. What a
+# training run keeps (state, caches, codes) is dense.
+_DENSE = (
+    *("adamw_", "clip_grad_norm"),
+    *("unpack_e5m6", "requantize_e5m6_128x1", "requantize_e5m6_128x1_grouped"),
+    *("dequantize_1x128", "dequantize_128x1", "dequantize_128x128"),
+)
 
 
-def _contiguous(value: Any) -> Any:
-    if not isinstance(value, list | tuple):
+def _dense(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_dense(x) for x in value]
+    if not isinstance(value, torch.Tensor):
         return value
-    return [x.contiguous() if isinstance(x, torch.Tensor) else x for x in value]  # itself where it is dense
+    value = value.contiguous()  # itself where it is dense
+    # Packed E5M6 is read in words; a view of its bytes may start anywhere.
+    return value.clone() if value.dtype == torch.uint8 and value.data_ptr() % 4 else value
 
 
 def _rows_for_tma(x: torch.Tensor) -> torch.Tensor:
