@@ -29,7 +29,7 @@ import functools
 import importlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -118,6 +118,7 @@ class Op:
         save: Callable[..., None] | None,
         backward: Callable[..., Any] | None,
         modelled: Callable[..., Any] | None = None,
+        workspace: Callable[..., torch.Tensor] | None = None,
     ) -> None:
         self.schema = schema
         self.name = schema.split("(", 1)[0].strip()
@@ -126,6 +127,7 @@ class Op:
             "modelled": modelled or reference,
         }
         self.fake = fake
+        self.workspace = workspace
         LIBRARY.define(schema)
         for key in ("CPU", "CUDA"):
             LIBRARY.impl(self.name, self._run, key)
@@ -172,7 +174,7 @@ class Op:
         name = self._chosen()
         if name:
             return name
-        if any(t.is_cuda for t in _tensors(args)):
+        if any(t.is_cuda for t in tensors_of(args)):
             if absent_reason("cuda") is None and "cuda" in self.kernels:
                 return "cuda"
             _warn_no_kernel(self.name)
@@ -187,6 +189,7 @@ def declare(
     save: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
     modelled: Callable[..., Any] | None = None,
+    workspace: Callable[..., torch.Tensor] | None = None,
 ) -> Op:
     """Declare one op.
 
@@ -198,8 +201,9 @@ def declare(
                non-differentiable outputs.
     backward:  ``backward(ctx, *grads)`` returns one gradient (or None) for each input.
     modelled:  the reference with the kernel's bits, where the two differ (reference/modelled/).
+    workspace: the same signature, a fresh tensor of any content that kernels get as one more output and nobody reads.
     """
-    op = Op(schema, reference, fake, save, backward, modelled)
+    op = Op(schema, reference, fake, save, backward, modelled, workspace)
     if op.name in OPS:
         raise RuntimeError(f"op {op.name!r} is declared twice")
     OPS[op.name] = op
@@ -264,7 +268,7 @@ def _unobserved() -> bool:
     )
 
 
-def _tensors(args: tuple[Any, ...]) -> Iterator[torch.Tensor]:
+def tensors_of(args: Iterable[Any]) -> Iterator[torch.Tensor]:
     """The tensors among the arguments, those in lists included."""
     for value in args:
         if isinstance(value, torch.Tensor):

@@ -88,12 +88,10 @@ struct RegisteredBuffers {
 
 void run_on_target(const KernelEntry& entry, const std::vector<Value>& values) {
   const RegisteredBuffers cleared_at_the_end;
-  for (size_t i = 0; i < values.size(); ++i) {
-    const auto* t = std::get_if<TensorView>(&values[i]);
-    if (!t) continue;
-    require(t->device == kHost, t->name, "must be on the CPU, where the emulator runs", device_text(t->device));
-    emulator::register_buffer(t->data, static_cast<size_t>(t->span_bytes()), t->name, entry.parameters[i].role != Role::in);
-  }
+  each_tensor(entry.parameters, values, [](const TensorView& t, const Parameter& parameter) {
+    require(t.device == kHost, t.name, "must be on the CPU, where the emulator runs", device_text(t.device));
+    emulator::register_buffer(t.data, static_cast<size_t>(t.span_bytes()), t.name, parameter.role != Role::in);
+  });
   entry.run(nullptr, values.data());
 }
 

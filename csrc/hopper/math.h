@@ -19,6 +19,8 @@ inline float mul_rn(float a, float b) { return a * b; }
 inline float div_rn(float a, float b) { return a / b; }
 inline float sqrt_rn(float a) { return std::sqrt(a); }
 inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
+inline double sqrt_rn(double a) { return std::sqrt(a); }
+inline double fma(double a, double b, double c) { return std::fma(a, b, c); }
 inline uint32_t float_bits(float x) { uint32_t b; std::memcpy(&b, &x, 4); return b; }
 inline float bits_float(uint32_t b) { float x; std::memcpy(&x, &b, 4); return x; }
 // The device's results differ in the last places.
@@ -34,6 +36,8 @@ HOPPER_DEVICE float mul_rn(float a, float b) { return __fmul_rn(a, b); }
 HOPPER_DEVICE float div_rn(float a, float b) { return __fdiv_rn(a, b); }
 HOPPER_DEVICE float sqrt_rn(float a) { return __fsqrt_rn(a); }
 HOPPER_DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+HOPPER_DEVICE double sqrt_rn(double a) { return __dsqrt_rn(a); }
+HOPPER_DEVICE double fma(double a, double b, double c) { return __fma_rn(a, b, c); }
 HOPPER_DEVICE uint32_t float_bits(float x) { return __float_as_uint(x); }
 HOPPER_DEVICE float bits_float(uint32_t b) { return __uint_as_float(b); }
 HOPPER_DEVICE float exp2_approximate(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }

@@ -25,6 +25,10 @@ struct TransposedTile {
     words[column][4 * piece<kPiece>(column, group / 4) + group % 4] = word;
   }
   template <int kPiece>
+  HOPPER_DEVICE uint32_t word(int column, int group) const {
+    return words[column][4 * piece<kPiece>(column, group / 4) + group % 4];
+  }
+  template <int kPiece>
   HOPPER_DEVICE uint4 get(int column, int index) const {
     return *reinterpret_cast<const uint4*>(&words[column][4 * piece<kPiece>(column, index)]);
   }

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "column_output.cuh"
+#include "e5m6_format.cuh"
 #include "row_output.cuh"
 
 namespace quantize_kernels {
@@ -19,7 +20,7 @@ struct Groups {
 
 struct ColumnParams {
   Source x;
-  const float* x_scale;          // of e4m3 input: [column_tiles, x_scale_stride]
+  const float* x_scale;          // of e4m3 or E5M6 input: [column_tiles, x_scale_stride]
   int64_t x_scale_stride;
   int64_t tokens, channels;
   uint32_t column_tiles;         // of channels
@@ -92,8 +93,8 @@ HOPPER_KERNEL_BLOCKS(kThreads, (whole_tiles_per_sm<T, kVector>)) quantize_column
   const Window window = window_of(span, p.tokens, p.channels, column);
   Values<T> patch;
   if constexpr (sizeof(T) == 1) {
-    CodedPatch coded;
-    coded.load<kVector>(p.x, window, at);
+    std::conditional_t<std::is_same_v<T, e5m6>, PackedPatch, CodedPatch> coded;
+    coded.template load<kVector>(p.x, window, at);
     decode(coded, p.x_scale + column / kTile * p.x_scale_stride, window, at, patch);
   } else {
     patch.template load<kVector>(p.x, window, at);
