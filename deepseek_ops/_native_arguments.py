@@ -1,7 +1,7 @@
 """What single ops need around their native function: operands in a form that the kernel reads, and workspaces.
 
-OPERANDS: op -> {position of an argument: function}, which returns the operand as it is or a copy; the shapes of DeepSeek-V3
-never need one. WORKSPACES: op -> function of the op's arguments, which returns memory that only the kernel needs between
+OPERANDS: op -> {position of an argument: function}, which returns the operand as it is or a copy (copied back where the op
+writes it); what a training run of DeepSeek-V3 keeps never needs one. WORKSPACES: op -> function of the op's arguments, which returns memory that only the kernel needs between
 its launches: uninitialised, dropped after the call; a caching allocator hands it out again only to what runs later on the same
 stream.
 """
@@ -55,6 +55,17 @@ def _padded(x: torch.Tensor) -> torch.Tensor:
     return room[..., :columns].copy_(x)
 
 
+def _dense(value: Any) -> Any:
+    """A tensor, or each of a list, with its elements one after the other; packed E5M6 is read in words, and a view of its
+    bytes may start anywhere."""
+    if isinstance(value, list | tuple):
+        return [_dense(x) for x in value]
+    if not isinstance(value, torch.Tensor):
+        return value
+    value = value.contiguous()  # itself where it is dense
+    return value.clone() if value.dtype == torch.uint8 and value.data_ptr() % 4 else value
+
+
 def _with_in_place(names: tuple[str, ...], adapt: dict[int, Callable[[Any], Any]]) -> dict[str, Any]:
     """The same for `name` and `name_`."""
     return {name + end: adapt for name in names for end in ("", "_")}
@@ -70,10 +81,22 @@ _FP8_GEMM = (
     "fp8_wgrad_grouped",
 )
 _BF16_GEMM = ("gemm", "gemm_grouped", "gemm_masked", "wgrad", "wgrad_grouped", "wgrad_masked")
+# Codes and their scales.
+_ENCODED = (
+    "dequantize_1x128",
+    "dequantize_128x1",
+    "dequantize_128x128",
+    "requantize_e5m6_128x1",
+    "requantize_e5m6_128x1_grouped",
+    "unpack_e5m6",
+)
 
 OPERANDS: Mapping[str, Mapping[int, Callable[[Any], Any]]] = {
     **_with_in_place(_FP8_GEMM, {0: _rows_for_tma, 2: _rows_for_tma}),
     **_with_in_place(_BF16_GEMM, {0: _matrices_for_tma, 1: _matrices_for_tma}),
+    "adamw_": dict.fromkeys(range(5), _dense),
+    "clip_grad_norm": {0: _dense},
+    **dict.fromkeys(_ENCODED, {0: _dense, 1: _dense}),
 }
 
 
@@ -90,6 +113,8 @@ def _balance_loss(scores: torch.Tensor, _topk_idx: torch.Tensor, cu_seqlens: tor
 
 WORKSPACES: Mapping[str, Callable[..., tuple[torch.Tensor, ...]]] = {
     "balance_loss": _balance_loss,
+    # Sums of the first stage: optimizer::kNormPartials.
+    "clip_grad_norm": lambda grads, max_norm: (grads[0].new_empty(8192, dtype=torch.float64),),
     "permute": lambda x, topk_idx, *_: _row_of_slot(topk_idx),
     "permute_quantized": lambda q, scale, topk_idx, *_: _row_of_slot(topk_idx),
     "unpermute": lambda y, source, *_: _row_of_slot(source),

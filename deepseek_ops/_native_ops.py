@@ -42,16 +42,22 @@ def kernel(op: _registry.Op, target: str, module: Any) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         if len(args) < len(names):
             args = (*args, *(_argument(schema, i, kwargs) for i in range(len(args), len(names))))
+        given = args
         if adapt is not None:
-            args = tuple(adapt[i](x) if i in adapt else x for i, x in enumerate(args))
+            given = tuple(adapt[i](x) if i in adapt else x for i, x in enumerate(args))
         outputs = fake(*args)
         if prepare is not None:
             prepare()
         results = () if outputs is None else (outputs,) if isinstance(outputs, torch.Tensor) else outputs
-        native(*args, *results, *(() if workspaces is None else workspaces(*args)))
+        native(*given, *results, *(() if workspaces is None else workspaces(*given)))
         for i in mutated:
-            if isinstance(args[i], torch.Tensor) and not args[i].is_inference():  # those have no version
-                increment_version(args[i])
+            for tensor, copy in zip(
+                _registry.tensors_of([args[i]]), _registry.tensors_of([given[i]]), strict=True
+            ):
+                if copy is not tensor:
+                    tensor.copy_(copy)
+                elif not tensor.is_inference():  # those have no version
+                    increment_version(tensor)
         return outputs
 
     return run

@@ -118,7 +118,6 @@ class Op:
         save: Callable[..., None] | None,
         backward: Callable[..., Any] | None,
         modelled: Callable[..., Any] | None = None,
-        workspace: Callable[..., torch.Tensor] | None = None,
     ) -> None:
         self.schema = schema
         self.name = schema.split("(", 1)[0].strip()
@@ -127,7 +126,6 @@ class Op:
             "modelled": modelled or reference,
         }
         self.fake = fake
-        self.workspace = workspace
         LIBRARY.define(schema)
         for key in ("CPU", "CUDA"):
             LIBRARY.impl(self.name, self._run, key)
@@ -189,7 +187,6 @@ def declare(
     save: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
     modelled: Callable[..., Any] | None = None,
-    workspace: Callable[..., torch.Tensor] | None = None,
 ) -> Op:
     """Declare one op.
 
@@ -201,9 +198,8 @@ def declare(
                non-differentiable outputs.
     backward:  ``backward(ctx, *grads)`` returns one gradient (or None) for each input.
     modelled:  the reference with the kernel's bits, where the two differ (reference/modelled/).
-    workspace: the same signature, a fresh tensor of any content that kernels get as one more output and nobody reads.
     """
-    op = Op(schema, reference, fake, save, backward, modelled, workspace)
+    op = Op(schema, reference, fake, save, backward, modelled)
     if op.name in OPS:
         raise RuntimeError(f"op {op.name!r} is declared twice")
     OPS[op.name] = op

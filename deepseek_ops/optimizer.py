@@ -22,7 +22,6 @@ from .reference import optimizer as reference
 __all__ = ["CpuEma", "adamw_", "clip_grad_norm"]
 
 _FLOATS = (torch.float32, torch.bfloat16)
-_NORM_PARTIALS = 8192  # optimizer::kNormPartials
 _PIECE = 1 << 14  # elements; below ATen's threading grain: the worker never takes the training's cores
 
 _adamw = declare(
@@ -43,7 +42,6 @@ _clip_grad_norm = declare(
     "clip_grad_norm(Tensor[] grads, float max_norm) -> (Tensor, Tensor)",
     reference=reference.clip_grad_norm,
     fake=_fake_clip,
-    workspace=lambda grads, max_norm: grads[0].new_empty(_NORM_PARTIALS, dtype=torch.float64),
 )
 
 
