@@ -96,7 +96,7 @@ OPERANDS: Mapping[str, Mapping[int, Callable[[Any], Any]]] = {
     **_with_in_place(_BF16_GEMM, {0: _matrices_for_tma, 1: _matrices_for_tma}),
     "adamw_": dict.fromkeys(range(5), _dense),
     "clip_grad_norm": {0: _dense},
-    **dict.fromkeys(_ENCODED, {0: _dense, 1: _dense}),
+    **{name: {0: _dense, 1: _dense} for name in _ENCODED},
 }
 
 

@@ -58,7 +58,7 @@ def test_no_spills_and_enough_blocks_on_an_sm(file, tmp_path):
     found = dict.fromkeys(KERNELS[file], 0)
     for block in log.split("Compiling entry function")[1:]:
         name = re.search(r"\d([a-z_]+_kernel)", block.split("'")[1])[1]
-        count, threads, fitting = KERNELS[file][name]
+        _count, threads, fitting = KERNELS[file][name]
         found[name] += 1
         registers = int(re.search(r"Used (\d+) registers", block)[1])
         assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in block, name
