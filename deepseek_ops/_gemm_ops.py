@@ -18,6 +18,7 @@ import torch
 
 from ._registry import declare
 from .reference import gemm as reference
+from .reference.modelled import gemm as modelled
 
 # --- e4m3 operands ---------------------------------------------------------------------------------------------
 
@@ -49,60 +50,70 @@ fp8_gemm = declare(
     "fp8_gemm(Tensor a, Tensor scale_a, Tensor b, Tensor scale_b, ScalarType out_dtype, str accumulation, "
     "int num_sms=0, int tile_rows=0, int tile_columns=0) -> Tensor",
     reference=reference.fp8_gemm,
+    modelled=modelled.fp8_gemm,
     fake=_rows_by_columns,
 )
 fp8_gemm_ = declare(
     "fp8_gemm_(Tensor a, Tensor scale_a, Tensor b, Tensor scale_b, Tensor(a!) out, bool accumulate, "
     "str accumulation, int num_sms=0, int tile_rows=0, int tile_columns=0) -> ()",
     reference=reference.fp8_gemm_,
+    modelled=modelled.fp8_gemm_,
     fake=_nothing,
 )
 fp8_gemm_grouped = declare(
     "fp8_gemm_grouped(Tensor a, Tensor scale_a, Tensor b, Tensor scale_b, Tensor offsets, ScalarType out_dtype, "
     "str accumulation) -> Tensor",
     reference=reference.fp8_gemm_grouped,
+    modelled=modelled.fp8_gemm_grouped,
     fake=_grouped_by_columns,
 )
 fp8_gemm_grouped_ = declare(
     "fp8_gemm_grouped_(Tensor a, Tensor scale_a, Tensor b, Tensor scale_b, Tensor offsets, Tensor(a!) out, "
     "str accumulation) -> ()",
     reference=reference.fp8_gemm_grouped_,
+    modelled=modelled.fp8_gemm_grouped_,
     fake=_nothing,
 )
 fp8_gemm_masked = declare(
     "fp8_gemm_masked(Tensor a, Tensor scale_a, Tensor b, Tensor scale_b, Tensor masked_m, ScalarType out_dtype, "
     "str accumulation) -> Tensor",
     reference=reference.fp8_gemm_masked,
+    modelled=modelled.fp8_gemm_masked,
     fake=_grouped_by_columns,
 )
 fp8_gemm_masked_ = declare(
     "fp8_gemm_masked_(Tensor a, Tensor scale_a, Tensor b, Tensor scale_b, Tensor masked_m, Tensor(a!) out, "
     "str accumulation) -> ()",
     reference=reference.fp8_gemm_masked_,
+    modelled=modelled.fp8_gemm_masked_,
     fake=_nothing,
 )
 fp8_wgrad = declare(
     "fp8_wgrad(Tensor a_t, Tensor scale_a, Tensor b_t, Tensor scale_b, ScalarType out_dtype, str accumulation) "
     "-> Tensor",
     reference=reference.fp8_wgrad,
+    modelled=modelled.fp8_wgrad,
     fake=_rows_by_columns,
 )
 fp8_wgrad_ = declare(
     "fp8_wgrad_(Tensor a_t, Tensor scale_a, Tensor b_t, Tensor scale_b, Tensor(a!) out, bool accumulate, "
     "str accumulation) -> ()",
     reference=reference.fp8_wgrad_,
+    modelled=modelled.fp8_wgrad_,
     fake=_nothing,
 )
 fp8_wgrad_grouped = declare(
     "fp8_wgrad_grouped(Tensor a_t, Tensor scale_a, Tensor b_t, Tensor scale_b, Tensor offsets, "
     "ScalarType out_dtype, str accumulation) -> Tensor",
     reference=reference.fp8_wgrad_grouped,
+    modelled=modelled.fp8_wgrad_grouped,
     fake=_groups_of_outputs,
 )
 fp8_wgrad_grouped_ = declare(
     "fp8_wgrad_grouped_(Tensor a_t, Tensor scale_a, Tensor b_t, Tensor scale_b, Tensor offsets, Tensor(a!) out, "
     "bool accumulate, str accumulation) -> ()",
     reference=reference.fp8_wgrad_grouped_,
+    modelled=modelled.fp8_wgrad_grouped_,
     fake=_nothing,
 )
 
