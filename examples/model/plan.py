@@ -27,7 +27,7 @@ from deepseek_ops.attention import cache_write_, mla_decode
 from deepseek_ops.norm import rms_norm, rms_norm_residual
 from deepseek_ops.rope import rope
 from examples.model.block import Block
-from examples.model.layers import Experts, Linear, RMSNorm, SwiGLU
+from examples.model.layers import Experts, Linear, RMSNorm
 from examples.model.mla import MLA, Layout
 from examples.model.moe import MoE
 from examples.model.mtp import MTPModule
@@ -135,9 +135,9 @@ class AbsorbedMLA:
 
 
 class Dense:
-    """`SwiGLU`: the dense FFN."""
+    """`make_ffn`: the dense FFN."""
 
-    def __init__(self, ffn: SwiGLU) -> None:
+    def __init__(self, ffn: nn.Module) -> None:
         self.gate_up, self.down = product(ffn.gate_up), product(ffn.down)
 
     def __call__(self, x_TD: torch.Tensor, prompt: bool) -> torch.Tensor:

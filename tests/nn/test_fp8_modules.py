@@ -90,13 +90,13 @@ def test_weights_are_quantised_once_per_optimizer_step():
     linear = Fp8Linear(128, 128)
     x = torch.randn(4, 128)
     linear(x)
-    first = linear._weight_cache(linear.weight)
+    first = linear.fp8_weight()
     linear(x).sum().backward()
-    assert linear._weight_cache(linear.weight) is first
+    assert linear.fp8_weight() is first
     weight = linear.weight.detach()
     moments = [torch.zeros_like(weight)], [torch.zeros_like(weight)]
     adamw_([weight], [linear.weight.grad], *moments, lr=0.1, step=1)
-    second = linear._weight_cache(linear.weight)
+    second = linear.fp8_weight()
     assert second is not first and not torch.equal(second.q.float(), first.q.float())
     assert torch.equal(second.q_t.float(), second.q.float().T)
 
