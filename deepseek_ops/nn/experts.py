@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from .._checks import check_tensor, require
 from ..moe import unpermute
 from ..quantize import quantize_1x128
-from .dispatch import gather_rows, permute_rows
+from .dispatch import permute_rows
 from .ffn import Rows, ffn_backward, ffn_forward
 from .island import eager_island
 from .linear import Quantized, check_quantized, quantize_input
@@ -87,7 +87,7 @@ class _RoutedFunction(torch.autograd.Function):
             pair, topk_weight, topk_idx, gate_up8, down8, accumulation, x.dtype, True
         )
         copies = gate_up8.q_t, gate_up8.scale_t, down8.q_t, down8.scale_t
-        ctx.save_for_backward(*pair, *hidden, topk_weight, offsets, source, *copies)
+        ctx.save_for_backward(*pair, *hidden, topk_weight, topk_idx, offsets, source, *copies)
         ctx.masters, ctx.accumulation, ctx.dtype = (gate_up, down), accumulation, x.dtype
         return out
 
@@ -95,17 +95,19 @@ class _RoutedFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> Any:
         saved = ctx.saved_tensors
-        x, hidden, (topk_weight, offsets, source), copies = saved[:2], saved[2:4], saved[4:7], saved[7:]
-        tokens, top_k = topk_weight.shape
-        need_x, need_weight, need_gate_up, need_down = ctx.needs_input_grad[:4]
+        x, hidden, copies = saved[:2], saved[2:4], saved[8:]
+        topk_weight, topk_idx, offsets, source = saved[4:8]
+        tokens, top_k = topk_idx.shape
+        needs = ctx.needs_input_grad[:4]
+        experts = offsets.shape[0] - 1
         dq, dscale = quantize_1x128(d_out, pow2=True)
-        rows = Rows(offsets, ctx.accumulation)
-        x_rows = gather_rows(x, source, top_k) if need_gate_up else x
+        dy, _, _ = permute_rows((dq, dscale), topk_idx, experts)
+        x_rows = permute_rows(x, topk_idx, experts)[0] if needs[2] else x
         row_weight = topk_weight.flatten().index_select(0, source)
+        rows = Rows(offsets, ctx.accumulation)
         d = ffn_backward(
-            rows, gather_rows((dq, dscale), source, top_k), x_rows, hidden, row_weight, ctx.masters, copies[:2],
-            copies[2:], (need_x, need_weight, need_gate_up, need_down), ctx.dtype,
-        )  # fmt: skip
+            rows, dy, x_rows, hidden, row_weight, ctx.masters, copies[:2], copies[2:], needs, ctx.dtype
+        )
         dx = None if d.x is None else unpermute(d.x, source, tokens, top_k)
         d_weight = None
         if d.row_weight is not None:

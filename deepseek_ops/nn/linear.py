@@ -60,19 +60,21 @@ def linear_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """(dx, dW) for dy [T, N]. weight: the transposed copies, None if dx is not wanted; x_t: the turned input, None if dW
     is not. One read of dy makes both quantised forms when both are wanted."""
-    q = q_t = None
+    rows: Quantized | None = None
+    columns: tuple[Tensor, ...] | None = None
     if weight is not None and x_t is not None:
-        *q, a, b = quantize_1x128_128x1(dy)
-        q_t = a, b
+        q, scale, *turned = quantize_1x128_128x1(dy)
+        rows, columns = (q, scale), tuple(turned)
     elif weight is not None:
-        q = quantize_1x128(dy)
+        rows = quantize_1x128(dy)
     elif x_t is not None:
-        q_t = quantize_128x1(dy)
+        columns = quantize_128x1(dy)
     dx = dw = None
-    if q is not None and weight is not None:
-        dx = fp8_gemm(*q, *weight, out_dtype=dy.dtype, accumulation=accumulation)
-    if q_t is not None and x_t is not None:
-        dw = weight_gradient(master, fp8_wgrad, *q_t, *x_t, accumulation=accumulation)
+    if rows is not None and weight is not None:
+        mode: dict[str, Any] = {"out_dtype": dy.dtype, "accumulation": accumulation}
+        dx = fp8_gemm(*rows, *weight, **mode)
+    if columns is not None and x_t is not None:
+        dw = weight_gradient(master, fp8_wgrad, *columns, *x_t, accumulation=accumulation)
     return dx, dw
 
 
