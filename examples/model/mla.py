@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from deepseek_ops.attention import cache_write_, mla_attention
-from deepseek_ops.nn import Fp8Linear, attention_linear
+from deepseek_ops.nn import Fp8Linear, attention_linear, quantize_input
 from deepseek_ops.rope import rope
 from examples.model.config import ModelConfig
 from examples.model.layers import RMSNorm, activation_dtype, make_linear
@@ -117,6 +117,11 @@ class MLA(nn.Module):
         """(c_q before its norm, or the whole query; c_kv before its norm; the shared key before rotation)."""
         if self.q_rank:
             return self.qkv_a(x_TD).split([self.q_rank, self.kv_rank, self.rope_dim], dim=-1)
+        if isinstance(self.q, Fp8Linear):
+            quantized = quantize_input(x_TD)  # once, and kept once
+            return self.q(x_TD, quantized), *self.kv_a(x_TD, quantized).split(
+                [self.kv_rank, self.rope_dim], dim=-1
+            )
         return self.q(x_TD), *self.kv_a(x_TD).split([self.kv_rank, self.rope_dim], dim=-1)
 
     def _queries(self, q_latent: torch.Tensor, layout: Layout) -> torch.Tensor:
