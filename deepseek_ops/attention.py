@@ -18,7 +18,14 @@ from ._registry import declare
 from .reference import attention as reference
 from .reference import latent_cache
 
-__all__ = ["cache_token_bytes", "cache_write_", "merge_lse", "mla_attention", "mla_decode"]
+__all__ = [
+    "cache_token_bytes",
+    "cache_write_",
+    "merge_lse",
+    "mla_attention",
+    "mla_attention_backward",
+    "mla_decode",
+]
 
 _FLOATS = (torch.bfloat16, torch.float32, torch.float64)
 
@@ -135,6 +142,49 @@ def mla_attention(
     padding row, gives out 0, lse -inf and zero gradients. Nothing crosses a document's border, NaN included.
     Differentiable in q, k_nope, k_pe and v, not through lse. Deterministic. Raises `ArgumentError`.
     """
+    _check_attention(q, k_nope, k_pe, v, cu_seqlens_q, cu_seqlens_k, softmax_scale)
+    return _mla_attention(q, k_nope, k_pe, v, cu_seqlens_q, cu_seqlens_k, softmax_scale, causal)
+
+
+def mla_attention_backward(
+    dout: Tensor,
+    q: Tensor,
+    k_nope: Tensor,
+    k_pe: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor | None = None,
+    *,
+    softmax_scale: float,
+    causal: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients (dq, dk_nope, dk_pe, dv) of `mla_attention` for dout [Tq, H, Dv], which gave out and lse.
+
+    For those who write their own autograd around it, as `deepseek_ops.nn.attention_linear` does: out may be what a
+    smaller format gives back. Not differentiable. Raises `ArgumentError`.
+    """
+    _check_attention(q, k_nope, k_pe, v, cu_seqlens_q, cu_seqlens_k, softmax_scale)
+    shape = (*q.shape[:2], v.shape[2])
+    check_tensor("dout", dout, dtype=q.dtype, shape=shape, device=q.device)
+    check_tensor("out", out, dtype=q.dtype, shape=shape, device=q.device)
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    check_tensor("lse", lse, dtype=wide, shape=q.shape[:2], device=q.device)
+    return _mla_attention_backward(
+        dout, q, k_nope, k_pe, v, out, lse, cu_seqlens_q, cu_seqlens_k, softmax_scale, causal
+    )
+
+
+def _check_attention(
+    q: Tensor,
+    k_nope: Tensor,
+    k_pe: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor | None,
+    softmax_scale: float,
+) -> None:
     check_tensor("q", q, dtype=_FLOATS, ndim=3)
     heads = q.shape[1]
     check_tensor("k_nope", k_nope, dtype=q.dtype, shape=(None, heads, None), device=q.device)
@@ -150,7 +200,6 @@ def mla_attention(
     else:
         _check_bounds("cu_seqlens_k", cu_seqlens_k, q.device, like=cu_seqlens_q)
     check_range("softmax_scale", softmax_scale, low=0.0, high=3e38)
-    return _mla_attention(q, k_nope, k_pe, v, cu_seqlens_q, cu_seqlens_k, softmax_scale, causal)
 
 
 def cache_token_bytes(latent_dim: int, rope_dim: int) -> int:

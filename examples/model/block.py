@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from examples.model.config import ModelConfig
-from examples.model.layers import RMSNorm, SwiGLU, activation_dtype
+from examples.model.layers import RMSNorm, activation_dtype, make_ffn
 from examples.model.mla import MLA, Layout
 from examples.model.moe import MoE, Routing
 from examples.model.recompute import dropping
@@ -26,7 +26,7 @@ class Block(nn.Module):
         self.attn_norm = RMSNorm(config.hidden_size, config.norm_eps, dtype)
         self.attn = MLA(config)
         self.ffn_norm = RMSNorm(config.hidden_size, config.norm_eps, dtype)
-        self.ffn: nn.Module = SwiGLU(config, config.dense_inner_size) if dense else MoE(config)
+        self.ffn: nn.Module = make_ffn(config, config.dense_inner_size) if dense else MoE(config)
 
     def forward(
         self,

@@ -1,7 +1,7 @@
 """The small parts: Linear, RMSNorm, SwiGLU, the experts' weights, and the two factories that choose a precision.
 
 Report section 3.3.1: every Linear computes in FP8 except the embedding, the output head, the gate, the norms and
-attention itself. `make_linear` and `make_experts` are the only places that know.
+attention itself. `make_linear`, `make_ffn` and `make_experts` are the only places that know.
 """
 
 from __future__ import annotations
@@ -76,6 +76,18 @@ def make_linear(in_features: int, out_features: int, role: Role, precision: Prec
     return linear
 
 
+def make_ffn(config: ModelConfig, inner_size: int) -> nn.Module:
+    """The dense FFN and the shared experts (several are one wide one): `gate_up` and `down`, at the model's precision."""
+    if config.precision != "fp8":
+        return SwiGLU(config, inner_size)
+    from deepseek_ops.nn import Fp8MLP
+
+    ffn = Fp8MLP(config.hidden_size, inner_size)
+    for linear in (ffn.gate_up, ffn.down):
+        linear.role, linear.precision = "linear", config.precision
+    return ffn
+
+
 def make_experts(config: ModelConfig, precision: Precision) -> nn.Module:
     """The routed experts at a precision; both kinds share parameters' names, shapes and the call."""
     sizes = (config.num_experts, config.hidden_size, config.expert_inner_size)
@@ -106,7 +118,7 @@ class RMSNorm(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)): the dense FFN and the shared experts (several are one wide one)."""
+    """down(silu(gate(x)) * up(x)) where the model is not FP8; see `make_ffn`."""
 
     def __init__(self, config: ModelConfig, inner_size: int) -> None:
         super().__init__()

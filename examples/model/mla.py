@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from deepseek_ops.attention import cache_write_, mla_attention
+from deepseek_ops.nn import Fp8Linear, attention_linear, quantize_input
 from deepseek_ops.rope import rope
 from examples.model.config import ModelConfig
 from examples.model.layers import RMSNorm, activation_dtype, make_linear
@@ -99,7 +100,12 @@ class MLA(nn.Module):
             cache_write_(pages, latents[1], k_pe, layout.slots)
         k_nope, v = kv.view(-1, self.heads, self.nope + self.v_dim).split([self.nope, self.v_dim], dim=-1)
         with dropping((q, kv, k_pe), lambda: expand(*norms()), active=self.recompute):
-            out, _ = mla_attention(q, k_nope, k_pe, v, layout.cu_seqlens, softmax_scale=self.scale)
+            operands = q, k_nope, k_pe, v, layout.cu_seqlens
+            if isinstance(
+                self.o, Fp8Linear
+            ):  # one E5M6 copy of what lies between serves both backward passes
+                return attention_linear(self.o, *operands, softmax_scale=self.scale)
+            out, _ = mla_attention(*operands, softmax_scale=self.scale)
         return self.o(out.flatten(1))
 
     def absorbed_weights(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,6 +117,11 @@ class MLA(nn.Module):
         """(c_q before its norm, or the whole query; c_kv before its norm; the shared key before rotation)."""
         if self.q_rank:
             return self.qkv_a(x_TD).split([self.q_rank, self.kv_rank, self.rope_dim], dim=-1)
+        if isinstance(self.q, Fp8Linear):
+            quantized = quantize_input(x_TD)  # once, and kept once
+            return self.q(x_TD, quantized), *self.kv_a(x_TD, quantized).split(
+                [self.kv_rank, self.rope_dim], dim=-1
+            )
         return self.q(x_TD), *self.kv_a(x_TD).split([self.kv_rank, self.rope_dim], dim=-1)
 
     def _queries(self, q_latent: torch.Tensor, layout: Layout) -> torch.Tensor:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from deepseek_ops.moe import permute, route, unpermute, update_bias_
+from deepseek_ops.nn import Fp8Experts, gate_logits, quantize_input
 from examples.model.config import ModelConfig
-from examples.model.layers import SwiGLU, activation_dtype, make_experts
+from examples.model.layers import activation_dtype, make_experts, make_ffn
 
 
 @dataclass
@@ -53,8 +53,8 @@ class Router(nn.Module):
         self.register_buffer("counts", torch.zeros(config.num_experts, dtype=torch.int64))
 
     def forward(self, x_TD: torch.Tensor) -> tuple[torch.Tensor, Routing]:
-        """[T, D] -> (gate values fp32 [T, k], the decisions). Logits are an fp32 product of upcast operands."""
-        return self.choose(F.linear(x_TD.float(), self.weight.float()))
+        """[T, D] -> (gate values fp32 [T, k], the decisions). Logits are an fp32 product of the operands as they are."""
+        return self.choose(gate_logits(x_TD, self.weight))
 
     def choose(
         self, logits: torch.Tensor, route: Callable[..., tuple[torch.Tensor, ...]] = route
@@ -89,7 +89,7 @@ class MoE(nn.Module):
         self.router = Router(config)
         self.experts = make_experts(config, config.precision)
         shared = config.num_shared_experts
-        self.shared = SwiGLU(config, shared * config.expert_inner_size) if shared else None
+        self.shared = make_ffn(config, shared * config.expert_inner_size) if shared else None
 
     def forward(self, x_TD: torch.Tensor, record: list[Routing] | None = None) -> torch.Tensor:
         """[T, D] -> [T, D]; appends this layer's decisions to `record`."""
@@ -100,6 +100,10 @@ class MoE(nn.Module):
 
     def combine(self, x_TD: torch.Tensor, topk_weight: torch.Tensor, topk_idx: torch.Tensor) -> torch.Tensor:
         """Sum of the chosen experts, weighted, and the shared ones: [T, D], fp32 [T, k], int64 [T, k] -> [T, D]."""
+        if isinstance(self.experts, Fp8Experts):
+            quantized = quantize_input(x_TD)  # once, for the routed and the shared experts, in both passes
+            out = self.experts.routed(x_TD, topk_weight, topk_idx, quantized)
+            return out if self.shared is None else out + self.shared(x_TD, quantized)
         rows, offsets, source = permute(x_TD, topk_idx, self.num_experts)
         # The gate's value multiplies inside SwiGLU, before the down-projection: one pass less over [T * k, D].
         rows = self.experts(rows, topk_weight.flatten().index_select(0, source), offsets)

@@ -26,7 +26,7 @@ from torch import nn
 
 from examples.model.block import Block
 from examples.model.calls import Calls, calls_for
-from examples.model.layers import Experts, Linear, RMSNorm, SwiGLU
+from examples.model.layers import Experts, Linear, RMSNorm
 from examples.model.mla import MLA, Layout
 from examples.model.moe import MoE
 from examples.model.mtp import MTPModule
@@ -162,9 +162,9 @@ class AbsorbedMLA:
 
 
 class Dense:
-    """`SwiGLU`: the dense FFN."""
+    """`make_ffn`: the dense FFN."""
 
-    def __init__(self, ffn: SwiGLU) -> None:
+    def __init__(self, ffn: nn.Module) -> None:
         self.gate_up, self.down = product(ffn.gate_up), product(ffn.down)
 
     def __call__(self, x_TD: torch.Tensor, prompt: bool, ops: Calls) -> torch.Tensor:

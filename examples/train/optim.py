@@ -15,7 +15,8 @@ class MixedAdamW:
     """The optimizer state of a model, by parameter name.
 
     masters: FP32; where a parameter is FP32 already (FP8 Linears, fp32 runs) it is its own master.
-    grads: FP32, summed over micro-batches by `accumulate`. exp_avg, exp_avg_sq: `moments`.
+    grads: FP32, summed over micro-batches: what is its own master sums in its own `.grad`, where FP8 modules add inside
+    the kernel (`deepseek_ops.nn.gradients`); `accumulate` adds the others. exp_avg, exp_avg_sq: `moments`.
     Vectors (the norms' weights) are not decayed; the report does not say which tensors are.
     """
 
@@ -41,9 +42,12 @@ class MixedAdamW:
 
     @torch.no_grad()
     def accumulate(self) -> None:
-        """Move the parameters' gradients into the FP32 sum; call after each backward pass."""
+        """Bring the parameters' gradients into the FP32 sum; call after each backward pass."""
         for name, param in self._params.items():
             if param.grad is None:
+                continue
+            if param.dtype == torch.float32:
+                self.grads[name] = param.grad
                 continue
             grad = self.grads.get(name)
             if grad is None:
@@ -88,3 +92,5 @@ class MixedAdamW:
     def zero(self) -> None:
         """Forget the gradients."""
         self.grads.clear()
+        for param in self._params.values():
+            param.grad = None
