@@ -37,16 +37,22 @@ def kernel(op: _registry.Op, target: str, module: Any) -> Callable[..., Any]:
     fake = op.fake
 
     padded = _PADDED_ROWS.get(op.name, ())
+    by_rows = _BY_ROWS.get(op.name, ())
+    workspace = _WORKSPACES.get(op.name)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if len(args) < len(names):
             args = (*args, *(_argument(schema, i, kwargs) for i in range(len(args), len(names))))
         if padded:
             args = tuple(_rows_for_tma(x) if i in padded else x for i, x in enumerate(args))
+        if by_rows:
+            args = tuple(_rows_of_one_matrix(x) if i in by_rows else x for i, x in enumerate(args))
         outputs = fake(*args)
         if prepare is not None:
             prepare()
-        if outputs is None:
+        if workspace is not None:
+            native(*args, *outputs, *workspace(*args))
+        elif outputs is None:
             native(*args)
         elif isinstance(outputs, torch.Tensor):
             native(*args, outputs)
@@ -73,6 +79,42 @@ def _rows_for_tma(x: torch.Tensor) -> torch.Tensor:
     room = x.new_empty(x.shape[0], -(-columns * size // 16) * 16 // size)
     room[:, :columns].copy_(x)
     return room[:, :columns]
+
+
+# Tensors [..., columns] that kernels read row by row: any strides, but one from row to row.
+_BY_ROWS = {
+    "rms_norm": (0,),
+    "rms_norm_residual": (0, 1),
+    "rms_norm_backward": (0, 1, 4),
+}
+
+
+def _rows_of_one_matrix(x: torch.Tensor | None) -> torch.Tensor | None:
+    if x is None or x.ndim < 3:
+        return x
+    rows = 1
+    stride = None
+    for size, step in zip(reversed(x.shape[:-1]), reversed(x.stride()[:-1]), strict=True):
+        if size != 1:
+            stride = step if stride is None else stride
+            if step != rows * stride:
+                return x.contiguous()
+            rows *= size
+    return x
+
+
+# Tensors that only the kernels need, after the outputs.
+def _norm_backward_workspace(dy: torch.Tensor, x: torch.Tensor, *_: Any) -> tuple[torch.Tensor]:
+    """fp64 sums over the rows that one block of the first stage takes: as many as blocks that run at once on an H200."""
+    width = -(-x.shape[-1] // 512) * 512
+    rows = x.numel() // x.shape[-1]
+    parts = min(-(-rows // 8), 132 * max(1, min(8, 7168 // width)))
+    return (torch.empty(parts, width, dtype=torch.float64, device=x.device),)
+
+
+_WORKSPACES: dict[str, Callable[..., tuple[torch.Tensor, ...]]] = {
+    "rms_norm_backward": _norm_backward_workspace,
+}
 
 
 def _argument(schema: Any, index: int, kwargs: dict[str, Any]) -> Any:
