@@ -37,7 +37,7 @@ def kernel(op: _registry.Op, target: str, module: Any) -> Callable[..., Any]:
     fake = op.fake
 
     padded = _PADDED_ROWS.get(op.name, ())
-    by_rows = _BY_ROWS.get(op.name, ())
+    layouts = tuple(_LAYOUTS.get(op.name, {}).items())
     workspace = _WORKSPACES.get(op.name)
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -45,8 +45,9 @@ def kernel(op: _registry.Op, target: str, module: Any) -> Callable[..., Any]:
             args = (*args, *(_argument(schema, i, kwargs) for i in range(len(args), len(names))))
         if padded:
             args = tuple(_rows_for_tma(x) if i in padded else x for i, x in enumerate(args))
-        if by_rows:
-            args = tuple(_rows_of_one_matrix(x) if i in by_rows else x for i, x in enumerate(args))
+        for i, layout in layouts:
+            if args[i] is not None:
+                args = (*args[:i], layout(args[i]), *args[i + 1 :])
         outputs = fake(*args)
         if prepare is not None:
             prepare()
@@ -81,19 +82,9 @@ def _rows_for_tma(x: torch.Tensor) -> torch.Tensor:
     return room[:, :columns]
 
 
-# Tensors [..., columns] that kernels read row by row: any strides, but one from row to row.
-_BY_ROWS = {
-    "rms_norm": (0,),
-    "rms_norm_residual": (0, 1),
-    "rms_norm_backward": (0, 1, 4),
-}
-
-
-def _rows_of_one_matrix(x: torch.Tensor | None) -> torch.Tensor | None:
-    if x is None or x.ndim < 3:
-        return x
-    rows = 1
-    stride = None
+def _rows_of_one_matrix(x: torch.Tensor) -> torch.Tensor:
+    """[..., columns]: any strides, but one from row to row."""
+    rows, stride = 1, None
     for size, step in zip(reversed(x.shape[:-1]), reversed(x.stride()[:-1]), strict=True):
         if size != 1:
             stride = step if stride is None else stride
@@ -101,6 +92,33 @@ def _rows_of_one_matrix(x: torch.Tensor | None) -> torch.Tensor | None:
                 return x.contiguous()
             rows *= size
     return x
+
+
+def _dense_above_one_dimension(x: torch.Tensor) -> torch.Tensor:
+    return x if x.ndim < 2 else x.contiguous()
+
+
+def _aligned_rows(x: torch.Tensor) -> torch.Tensor:
+    """A matrix of 16-byte pieces."""
+    pieces = x.data_ptr() % 16 == 0 and x.stride(1) == 1 and x.stride(0) * x.element_size() % 16 == 0
+    return x if pieces or x.numel() == 0 else x.clone(memory_format=torch.contiguous_format)
+
+
+# The layout that kernels ask of an argument, by its place; what has another one is copied.
+_LAYOUTS: dict[str, dict[int, Callable[[torch.Tensor], torch.Tensor]]] = {
+    "rms_norm": {0: _rows_of_one_matrix},
+    "rms_norm_residual": {0: _rows_of_one_matrix, 1: _rows_of_one_matrix},
+    "rms_norm_backward": {
+        0: _rows_of_one_matrix,
+        1: _rows_of_one_matrix,
+        3: torch.Tensor.contiguous,
+        4: _rows_of_one_matrix,
+    },
+    "swiglu": {0: _rows_of_one_matrix, 1: _dense_above_one_dimension},
+    "swiglu_backward": {0: _rows_of_one_matrix, 1: _rows_of_one_matrix, 2: _dense_above_one_dimension},
+    "swiglu_backward_quantize": {0: _aligned_rows, 1: _aligned_rows},
+    "swiglu_backward_quantize_grouped": {0: _aligned_rows, 1: _aligned_rows},
+}
 
 
 # Tensors that only the kernels need, after the outputs.
@@ -112,8 +130,18 @@ def _norm_backward_workspace(dy: torch.Tensor, x: torch.Tensor, *_: Any) -> tupl
     return (torch.empty(parts, width, dtype=torch.float64, device=x.device),)
 
 
+def _row_sums_workspace(
+    dy: torch.Tensor, gate_up: torch.Tensor, scale: torch.Tensor | None, weight: torch.Tensor | None, *_: Any
+) -> tuple[torch.Tensor]:
+    """fp64 sums of each row over 128 columns."""
+    tokens, inner = dy.shape
+    return (dy.new_empty((0 if weight is None else inner // 128, tokens), dtype=torch.float64),)
+
+
 _WORKSPACES: dict[str, Callable[..., tuple[torch.Tensor, ...]]] = {
     "rms_norm_backward": _norm_backward_workspace,
+    "swiglu_backward_quantize": _row_sums_workspace,
+    "swiglu_backward_quantize_grouped": _row_sums_workspace,
 }
 
 

@@ -37,8 +37,7 @@ struct TransposedTile {
   }
 };
 
-struct ColumnShared {
-  TransposedTile codes;
+struct ColumnScratch {
   alignas(16) uint32_t maxima[kWarps][kTile];
   alignas(16) float multiplier[kTile];
 };
@@ -114,11 +113,12 @@ HOPPER_DEVICE void store_transposed(const TransposedTile& tile, uint8_t* corner,
   }
 }
 
-// All of 128 x 1 for one tile, in patches of P; three barriers. The same `shared` serves the block's next tile at once:
-// whoever writes to a part of it has passed a barrier behind its last reader.
+// All of 128 x 1 for one tile, in patches of P; three barriers, two of them before the first access to `codes`. The same
+// shared memory serves the block's next tile at once: whoever writes has passed a barrier behind the last reader.
 template <class P>
 HOPPER_DEVICE void quantize_patch_columns(const P& patch, const ColumnOutput& out, const Window& window, int64_t tile,
-                                          ScaleRule rule, ColumnShared& shared, Place at) {
+                                          ScaleRule rule, TransposedTile& codes, ColumnScratch& scratch,
+                                          Place at) {
   uint32_t own[kColumns];
   uint32_t largest = 0;
   HOPPER_UNROLL
@@ -126,32 +126,32 @@ HOPPER_DEVICE void quantize_patch_columns(const P& patch, const ColumnOutput& ou
     own[i] = patch.column_amax(i);
     largest = larger(largest, own[i]);
   }
-  reduce_columns<P>(own, shared.maxima[threadIdx.x / 32], at);
+  reduce_columns<P>(own, scratch.maxima[threadIdx.x / 32], at);
   hopper::barrier_sync<0>(kThreads);
 
   if (threadIdx.x < kTile) {
     uint32_t amax = 0;
     HOPPER_UNROLL
-    for (int w = 0; w < kWarps; ++w) amax = larger(amax, shared.maxima[w][threadIdx.x]);
+    for (int w = 0; w < kWarps; ++w) amax = larger(amax, scratch.maxima[w][threadIdx.x]);
     const TileScale scale = tile_scale(amax, rule);
-    shared.multiplier[threadIdx.x] = scale.multiplier;
+    scratch.multiplier[threadIdx.x] = scale.multiplier;
     // Channels past the end are zeros, hence 1: the padding of the layout.
     const int64_t channel = window.column + threadIdx.x;
     if (channel < out.scale_t_stride) out.scale_t[tile * out.scale_t_stride + channel] = scale.scale;
   }
   hopper::barrier_sync<0>(kThreads);
 
-  const auto multiplier = [&](int c) { return shared.multiplier[c]; };
+  const auto multiplier = [&](int c) { return scratch.multiplier[c]; };
   if (largest >= kInfinity) {
-    put_columns<true>(patch, multiplier, shared.codes, at);
+    put_columns<true>(patch, multiplier, codes, at);
   } else {
-    put_columns<false>(patch, multiplier, shared.codes, at);
+    put_columns<false>(patch, multiplier, codes, at);
   }
   hopper::barrier_sync<0>(kThreads);
 
   const int64_t stride = out.token_tiles * kTile;
   uint8_t* corner = out.q_t + window.column * stride + tile * kTile;
-  store_transposed<P::kPiece>(shared.codes, corner, stride, window.columns, kTile, true);
+  store_transposed<P::kPiece>(codes, corner, stride, window.columns, kTile, true);
 }
 
 }  // namespace quantize_kernels

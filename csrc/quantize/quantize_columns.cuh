@@ -24,6 +24,11 @@ struct ColumnParams {
   ScaleRule rule;
 };
 
+struct ColumnShared {
+  TransposedTile codes;
+  ColumnScratch scratch;
+};
+
 template <class T>
 using Values = std::conditional_t<sizeof(T) == 1, DecodedPatch, Patch<T>>;
 
@@ -53,7 +58,7 @@ HOPPER_KERNEL_BLOCKS(kThreads, (whole_tiles_per_sm<T, kVector>)) quantize_column
   }
   if (!span.in_group) patch.clear();
 
-  quantize_patch_columns(patch, p.columns, window, tile, p.rule, shared, at);
+  quantize_patch_columns(patch, p.columns, window, tile, p.rule, shared.codes, shared.scratch, at);
 }
 
 }  // namespace quantize_kernels

@@ -31,15 +31,22 @@ HOPPER_DEVICE double sum_of_columns(const float (&terms)[kColumns], [[maybe_unus
   }
 }
 
-// From every lane's parts of 4 rows to the sums over the warp: lane l gets that of row l % 4. Each of the first two
-// exchanges halves the rows that a lane cares for.
-HOPPER_DEVICE double warp_row_sums(const double (&own)[kRows], int lane) {
+// From the lanes' parts of 4 rows to the sums over 8 lanes: lane j gets that of row j % 4. Each of the first two exchanges
+// halves the rows that a lane cares for.
+HOPPER_DEVICE double group_row_sums(const double (&own)[kRows], int lane) {
   const bool odd = lane & 1, high = lane & 2;
-  const double low_pair = (odd ? own[1] : own[0]) + hopper::shuffle_xor(odd ? own[0] : own[1], 1);
-  const double high_pair = (odd ? own[3] : own[2]) + hopper::shuffle_xor(odd ? own[2] : own[3], 1);
-  double row = (high ? high_pair : low_pair) + hopper::shuffle_xor(high ? low_pair : high_pair, 2);
+  const double a = own[0], b = own[1], c = own[2], d = own[3];   // values: choosing between places would need memory
+  const double low_pair = (odd ? b : a) + hopper::shuffle_xor(odd ? a : b, 1);
+  const double high_pair = (odd ? d : c) + hopper::shuffle_xor(odd ? c : d, 1);
+  const double row = (high ? high_pair : low_pair) + hopper::shuffle_xor(high ? low_pair : high_pair, 2);
+  return row + hopper::shuffle_xor(row, 4);
+}
+
+// The same over a warp whose groups have the same 4 rows.
+HOPPER_DEVICE double warp_row_sums(const double (&own)[kRows], int lane) {
+  double row = group_row_sums(own, lane);
   HOPPER_UNROLL
-  for (int bits = 4; bits < 32; bits *= 2) row += hopper::shuffle_xor(row, bits);
+  for (int bits = 8; bits < 32; bits *= 2) row += hopper::shuffle_xor(row, bits);
   return row;
 }
 
