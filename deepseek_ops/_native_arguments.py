@@ -66,6 +66,28 @@ def _dense(value: Any) -> Any:
     return value.clone() if value.dtype == torch.uint8 and value.data_ptr() % 4 else value
 
 
+def _rows_of_one_matrix(x: torch.Tensor) -> torch.Tensor:
+    """[..., columns]: any strides, but one from row to row."""
+    rows, stride = 1, None
+    for size, step in zip(reversed(x.shape[:-1]), reversed(x.stride()[:-1]), strict=True):
+        if size != 1:
+            stride = step if stride is None else stride
+            if step != rows * stride:
+                return x.contiguous()
+            rows *= size
+    return x
+
+
+def _dense_above_one_dimension(x: torch.Tensor) -> torch.Tensor:
+    return x if x.ndim < 2 else x.contiguous()
+
+
+def _aligned_rows(x: torch.Tensor) -> torch.Tensor:
+    """A matrix of 16-byte pieces."""
+    pieces = x.data_ptr() % 16 == 0 and x.stride(1) == 1 and x.stride(0) * x.element_size() % 16 == 0
+    return x if pieces or x.numel() == 0 else x.clone(memory_format=torch.contiguous_format)
+
+
 def _with_in_place(names: tuple[str, ...], adapt: dict[int, Callable[[Any], Any]]) -> dict[str, Any]:
     """The same for `name` and `name_`."""
     return {name + end: adapt for name in names for end in ("", "_")}
@@ -97,6 +119,18 @@ OPERANDS: Mapping[str, Mapping[int, Callable[[Any], Any]]] = {
     "adamw_": dict.fromkeys(range(5), _dense),
     "clip_grad_norm": {0: _dense},
     **{name: {0: _dense, 1: _dense} for name in _ENCODED},
+    "rms_norm": {0: _rows_of_one_matrix},
+    "rms_norm_residual": {0: _rows_of_one_matrix, 1: _rows_of_one_matrix},
+    "rms_norm_backward": {
+        0: _rows_of_one_matrix,
+        1: _rows_of_one_matrix,
+        3: torch.Tensor.contiguous,
+        4: _rows_of_one_matrix,
+    },
+    "swiglu": {0: _rows_of_one_matrix, 1: _dense_above_one_dimension},
+    "swiglu_backward": {0: _rows_of_one_matrix, 1: _rows_of_one_matrix, 2: _dense_above_one_dimension},
+    "swiglu_backward_quantize": {0: _aligned_rows, 1: _aligned_rows},
+    "swiglu_backward_quantize_grouped": {0: _aligned_rows, 1: _aligned_rows},
 }
 
 
@@ -111,12 +145,35 @@ def _balance_loss(scores: torch.Tensor, _topk_idx: torch.Tensor, cu_seqlens: tor
     return scores.new_empty(bins + 1, dtype=torch.int32), scores.new_empty(scores.shape[0])
 
 
+def _norm_backward(_dy: torch.Tensor, x: torch.Tensor, *_: Any) -> tuple[torch.Tensor]:
+    """fp64 sums over the rows that one block of the first stage takes: as many as blocks that run at once on an H200."""
+    width = -(-x.shape[-1] // 512) * 512
+    rows = x.numel() // x.shape[-1]
+    parts = min(-(-rows // 8), 132 * max(1, min(8, 7168 // width)))
+    return (torch.empty(parts, width, dtype=torch.float64, device=x.device),)
+
+
+def _row_sums(
+    dy: torch.Tensor,
+    _gate_up: torch.Tensor,
+    _scale: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    *_: Any,
+) -> tuple[torch.Tensor]:
+    """fp64 sums of each row over 128 columns."""
+    tokens, inner = dy.shape
+    return (dy.new_empty((0 if weight is None else inner // 128, tokens), dtype=torch.float64),)
+
+
 WORKSPACES: Mapping[str, Callable[..., tuple[torch.Tensor, ...]]] = {
     "balance_loss": _balance_loss,
     # Sums of the first stage: optimizer::kNormPartials.
     "clip_grad_norm": lambda grads, max_norm: (grads[0].new_empty(8192, dtype=torch.float64),),
     "permute": lambda x, topk_idx, *_: _row_of_slot(topk_idx),
     "permute_quantized": lambda q, scale, topk_idx, *_: _row_of_slot(topk_idx),
+    "rms_norm_backward": _norm_backward,
+    "swiglu_backward_quantize": _row_sums,
+    "swiglu_backward_quantize_grouped": _row_sums,
     "unpermute": lambda y, source, *_: _row_of_slot(source),
     "unpermute_backward": lambda dout, y, source, *_: _row_of_slot(source),
 }

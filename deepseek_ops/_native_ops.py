@@ -44,7 +44,7 @@ def kernel(op: _registry.Op, target: str, module: Any) -> Callable[..., Any]:
             args = (*args, *(_argument(schema, i, kwargs) for i in range(len(args), len(names))))
         given = args
         if adapt is not None:
-            given = tuple(adapt[i](x) if i in adapt else x for i, x in enumerate(args))
+            given = tuple(adapt[i](x) if i in adapt and x is not None else x for i, x in enumerate(args))
         outputs = fake(*args)
         if prepare is not None:
             prepare()

@@ -73,15 +73,12 @@ void quantize_128x1(const ColumnsArguments& a, hopper::Stream stream) {
   p.column_tiles = static_cast<uint32_t>(ceil_div(x.columns, kTile));
   p.groups = {a.offsets, a.padded_offsets, static_cast<int32_t>(a.groups)};
   p.rows = {static_cast<uint8_t*>(a.q), x.columns, a.scale, round_up(x.rows, 4)};
-  p.q_t = static_cast<uint8_t*>(a.q_t);
-  p.token_tiles = a.padded_rows / kTile;
-  p.scale_t = a.scale_t;
-  p.scale_t_stride = round_up(x.columns, 4);
+  p.columns = {static_cast<uint8_t*>(a.q_t), a.padded_rows / kTile, a.scale_t, round_up(x.columns, 4)};
   p.rule.pow2 = a.pow2;
 
   // Rows of no group are quantised by tiles that are padding of q_t. The smallest padded_rows leaves floor(rest / 128)
   // of those, and two runs of rows, before and behind the groups, need at most two more. Without groups all are rest.
-  int64_t row_tiles = p.token_tiles;
+  int64_t row_tiles = p.columns.token_tiles;
   if (grouped && with_rows) row_tiles += 2 + (a.groups == 0 ? x.rows / kTile : 0);
   if (row_tiles == 0) return;
   const uint32_t blocks = checked_tiles("x", row_tiles, p.column_tiles);

@@ -23,7 +23,8 @@ def reciprocal(x: Tensor) -> Tensor:
 
 def rsqrt(x: Tensor) -> Tensor:
     """1 / sqrt(x) of fp32, rounded twice."""
-    return reciprocal(x.sqrt())
+    # By way of fp64: torch's fp32 square root on a CPU may be MKL's, which is not always rounded correctly.
+    return reciprocal(x.double().sqrt().float())
 
 
 def sigmoid(x: Tensor) -> Tensor:
