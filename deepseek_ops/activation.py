@@ -108,17 +108,15 @@ def swiglu_backward_quantize(
     if weight is not None:
         check_tensor("weight", weight, dtype=torch.float32, shape=(tokens,), device=dy.device)
     if offsets is None:
-        *casts, dweight = _swiglu_backward_quantize(dy, gate_up, gate_up_scale, weight, pow2)
-        padded = None
+        outputs = (*_swiglu_backward_quantize(dy, gate_up, gate_up_scale, weight, pow2), None)
     else:
         check_tensor("offsets", offsets, dtype=torch.int32, ndim=1, device=dy.device)
         require(
             offsets.shape[0] >= 1, "offsets", "must have one element more than groups", tuple(offsets.shape)
         )
-        *casts, dweight, padded = _swiglu_backward_quantize_grouped(
-            dy, gate_up, gate_up_scale, weight, offsets, pow2
-        )
-    return SwigluCasts(*casts, None if weight is None else dweight, padded)
+        outputs = _swiglu_backward_quantize_grouped(dy, gate_up, gate_up_scale, weight, offsets, pow2)
+    casts = SwigluCasts(*outputs)
+    return casts._replace(dweight=None) if weight is None else casts
 
 
 def _check(gate_up: Tensor, weight: Tensor | None) -> None:

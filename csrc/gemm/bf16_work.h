@@ -27,6 +27,7 @@ struct GroupRanges {
   TILE_FUNCTION int32_t clamped(int32_t x) const { return x < 0 ? 0 : x > limit ? limit : x; }
   TILE_FUNCTION int32_t begin(int32_t g) const { return counts ? 0 : clamped(index[g]); }
   TILE_FUNCTION int32_t end(int32_t g) const { return clamped(index[counts ? g : g + 1]); }
+  TILE_FUNCTION int32_t id(int32_t g) const { return g; }
 };
 
 struct Work {
