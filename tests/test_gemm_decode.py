@@ -332,8 +332,15 @@ def test_nonsense_in_the_mask_stays_within_the_tensors():
     for name in ("emulated", "checked"):
         needs(name)
         with deepseek_ops.backend(name):
-            got = fp8_gemm_masked_decode(a, sa, b, sb, i32([-7, 2**31 - 1, 6, 2]), out_dtype=FP32)
+            nonsense = i32([-7, 2**31 - 1, 6, 2])
+            got = fp8_gemm_masked_decode(a, sa, b, sb, nonsense, out_dtype=FP32)
+            frame = torch.full((4, 70, 44), 777.0)
+            fp8_gemm_masked_decode(a, sa, b, sb, nonsense, out=frame[:, :5, :40])
         assert torch.equal(got, want)
+        for g, count in enumerate([0, 5, 5, 2]):
+            assert torch.equal(frame[g, :count, :40], want[g, :count])
+            frame[g, :count, :40] = 777.0
+        assert (frame == 777.0).all()
 
 
 def test_offsets_beyond_32_bits():
