@@ -1,8 +1,8 @@
 """From the functions of a native module to the kernels of ops.
 
-A native function takes an op's arguments in their order, then one tensor for each output (csrc/bindings/kernels.h).
-What stands around it is the same for every op: outputs are allocated as the op's `fake` says, and tensors that the op
-writes in place get a new version, so that autograd notices.
+A native function takes an op's arguments in their order, then one tensor for each output (csrc/bindings/kernels.h), then
+the workspace of the few ops that need one (`_WORKSPACE`). What stands around it is the same for every op: outputs are
+allocated as the op's `fake` says, and tensors that the op writes in place get a new version, so that autograd notices.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch.autograd.graph import increment_version
 
 from . import _emulation, _registry
+from .reference.modelled.loss import classes_of_chunk
 
 
 def attach(target: str, module: Any) -> None:
@@ -37,6 +38,7 @@ def kernel(op: _registry.Op, target: str, module: Any) -> Callable[..., Any]:
     fake = op.fake
 
     copied, take = _FOR_TMA.get(op.name, ((), None))
+    workspace = _WORKSPACE.get(op.name, lambda *args: ())
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if len(args) < len(names):
@@ -47,11 +49,11 @@ def kernel(op: _registry.Op, target: str, module: Any) -> Callable[..., Any]:
         if prepare is not None:
             prepare()
         if outputs is None:
-            native(*args)
+            native(*args, *workspace(*args))
         elif isinstance(outputs, torch.Tensor):
-            native(*args, outputs)
+            native(*args, outputs, *workspace(*args))
         else:
-            native(*args, *outputs)
+            native(*args, *outputs, *workspace(*args))
         for i in mutated:
             if isinstance(args[i], torch.Tensor) and not args[i].is_inference():  # those have no version
                 increment_version(args[i])
@@ -105,6 +107,44 @@ _FOR_TMA: dict[str, tuple[tuple[int, ...], Callable[[torch.Tensor], torch.Tensor
     "fp8_gemm": ((0, 2), _rows_for_tma),
     "fp8_gemm_": ((0, 2), _rows_for_tma),
     **{name + end: ((0, 1), _matrices_for_tma) for name in _BF16_GEMM for end in ("", "_")},
+    "linear_cross_entropy": ((0, 1), _matrices_for_tma),
+    "linear_cross_entropy_tokens": ((0, 1), _matrices_for_tma),
+    "linear_cross_entropy_tokens_backward": ((1, 2), _matrices_for_tma),
+}
+
+
+def _cross_entropy_workspace(
+    h: torch.Tensor, weight: torch.Tensor, chunk: int, need_dh: bool, need_dweight: bool
+) -> tuple[torch.Tensor, ...]:
+    """Logits of a chunk of classes and their gradient, fp32 sums of dh, and three numbers for each token."""
+    tokens, stride = h.shape[0], classes_of_chunk(h.shape[0], weight.shape[0], chunk)
+    wide, number = torch.float32, h.new_empty(tokens, dtype=torch.float32)
+    return (
+        h.new_empty((tokens, stride), dtype=wide),
+        h.new_empty((tokens, stride) if need_dh or need_dweight else 0, dtype=torch.bfloat16),
+        h.new_empty(h.shape if need_dh else 0, dtype=wide),
+        number,
+        h.new_empty(tokens, dtype=torch.float64),
+        torch.empty_like(number),
+    )
+
+
+def _with_token_loss(h: torch.Tensor, workspace: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return *workspace, h.new_empty(h.shape[0], dtype=torch.float32)
+
+
+# Tensors that a kernel writes and nobody reads afterwards: op -> a function of its arguments. Allocated here because
+# kernels allocate nothing; the caching allocator gives the memory back to the next op on the stream.
+_WORKSPACE: dict[str, Callable[..., tuple[torch.Tensor, ...]]] = {
+    "linear_cross_entropy": lambda h, weight, labels, *options: _with_token_loss(
+        h, _cross_entropy_workspace(h, weight, *options)
+    ),
+    "linear_cross_entropy_tokens": lambda h, weight, labels, chunk: _cross_entropy_workspace(
+        h, weight, chunk, False, False
+    ),
+    "linear_cross_entropy_tokens_backward": lambda dloss, h, weight, labels, *options: _with_token_loss(
+        h, _cross_entropy_workspace(h, weight, *options)
+    ),
 }
 
 

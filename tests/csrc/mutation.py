@@ -37,6 +37,8 @@ def reason_to_survive(site: Site) -> str:
         source = next((ROOT / "csrc").rglob(file)).read_text().splitlines()[int(line) - 1]
         if "cluster" in source:  # a cluster barrier follows on the line, or in what it calls
             return "barrier.cluster is .aligned: it wants converged lanes, which the emulator does not model"
+        if "release" in source and file == "bf16_gemm.cuh":
+            return "no lane reads the stage by itself: wgmma does, and the whole warp has waited for it"
     return UNDETECTABLE.get(kind, "")
 
 
@@ -169,8 +171,8 @@ def bf16_gemm() -> list[Kernel]:
     return [
         kernel("bf16_gemm, 128x128 bf16, both K-major", (128, 128), "none", **dense),
         kernel(
-            "bf16_gemm, 128x192 fp32 accumulating, rows inside, multicast a, groups of K", (128, 192), "a",
-            m=136, n=232, k=910, majors="mm", dtype=FP32, accumulate=True, **groups,
+            "bf16_gemm, 128x192 accumulating, rows inside, multicast a, groups of K", (128, 192), "a",
+            m=136, n=232, k=910, majors="mm", accumulate=True, **groups,
         ),
         kernel("bf16_gemm, 64x256 bf16 accumulating, multicast b", (64, 256), "b", majors="km", accumulate=True, **dense),
     ]  # fmt: skip
