@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from .reference.modelled.loss import classes_of_chunk
+
 
 def _rows_for_tma(x: torch.Tensor) -> torch.Tensor:
     """Rows at multiples of 16 bytes. The quantisers return dense rows, so that a K that is no multiple of 16 needs a
@@ -119,6 +121,9 @@ OPERANDS: Mapping[str, Mapping[int, Callable[[Any], Any]]] = {
     "adamw_": dict.fromkeys(range(5), _dense),
     "clip_grad_norm": {0: _dense},
     **{name: {0: _dense, 1: _dense} for name in _ENCODED},
+    "linear_cross_entropy": {0: _matrices_for_tma, 1: _matrices_for_tma},
+    "linear_cross_entropy_tokens": {0: _matrices_for_tma, 1: _matrices_for_tma},
+    "linear_cross_entropy_tokens_backward": {1: _matrices_for_tma, 2: _matrices_for_tma},
     "rms_norm": {0: _rows_of_one_matrix},
     "rms_norm_residual": {0: _rows_of_one_matrix, 1: _rows_of_one_matrix},
     "rms_norm_backward": {
@@ -145,6 +150,26 @@ def _balance_loss(scores: torch.Tensor, _topk_idx: torch.Tensor, cu_seqlens: tor
     return scores.new_empty(bins + 1, dtype=torch.int32), scores.new_empty(scores.shape[0])
 
 
+def _cross_entropy(
+    h: torch.Tensor, weight: torch.Tensor, chunk: int, need_dh: bool, need_dweight: bool
+) -> tuple[torch.Tensor, ...]:
+    """Logits of a chunk of classes and their gradient, fp32 sums of dh, and three numbers for each token."""
+    tokens, stride = h.shape[0], classes_of_chunk(h.shape[0], weight.shape[0], chunk)
+    wide, number = torch.float32, h.new_empty(tokens, dtype=torch.float32)
+    return (
+        h.new_empty((tokens, stride), dtype=wide),
+        h.new_empty((tokens, stride) if need_dh or need_dweight else 0, dtype=torch.bfloat16),
+        h.new_empty(h.shape if need_dh else 0, dtype=wide),
+        number,
+        h.new_empty(tokens, dtype=torch.float64),
+        torch.empty_like(number),
+    )
+
+
+def _with_token_loss(h: torch.Tensor, workspace: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return *workspace, h.new_empty(h.shape[0], dtype=torch.float32)
+
+
 def _norm_backward(_dy: torch.Tensor, x: torch.Tensor, *_: Any) -> tuple[torch.Tensor]:
     """fp64 sums over the rows that one block of the first stage takes: as many as blocks that run at once on an H200."""
     width = -(-x.shape[-1] // 512) * 512
@@ -169,6 +194,15 @@ WORKSPACES: Mapping[str, Callable[..., tuple[torch.Tensor, ...]]] = {
     "balance_loss": _balance_loss,
     # Sums of the first stage: optimizer::kNormPartials.
     "clip_grad_norm": lambda grads, max_norm: (grads[0].new_empty(8192, dtype=torch.float64),),
+    "linear_cross_entropy": lambda h, weight, labels, *options: _with_token_loss(
+        h, _cross_entropy(h, weight, *options)
+    ),
+    "linear_cross_entropy_tokens": lambda h, weight, labels, chunk: _cross_entropy(
+        h, weight, chunk, False, False
+    ),
+    "linear_cross_entropy_tokens_backward": lambda dloss, h, weight, labels, *options: _with_token_loss(
+        h, _cross_entropy(h, weight, *options)
+    ),
     "permute": lambda x, topk_idx, *_: _row_of_slot(topk_idx),
     "permute_quantized": lambda q, scale, topk_idx, *_: _row_of_slot(topk_idx),
     "rms_norm_backward": _norm_backward,

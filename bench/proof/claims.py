@@ -264,6 +264,21 @@ def _weight_gradients() -> list[Claim]:
                 faster_than(baseline, 0.97, baseline),
             )
         )  # fmt: skip
+    kernel = "linear_cross_entropy"
+    for name, text in (
+        ("values", "Loss and gradients equal the model up to the device's exp, ln and 1/x"),
+        ("repeat", "Twenty repeats are bitwise equal"),
+        ("graph", "A launch is captured in a CUDA graph and replays on new data"),
+    ):
+        claims.append(
+            Claim(f"loss.{name}", kernel, text, "tests", tests_pass(f"linear_cross_entropy_{name}"))
+        )
+    claims.append(
+        Claim(
+            "loss.speed", kernel, "Forward and gradients at least as fast as PyTorch's unfused formula", "bench-loss",
+            faster_than("eager", 1.0, "eager"),
+        )
+    )  # fmt: skip
     return claims
 
 

@@ -100,6 +100,9 @@ def all_steps() -> list[Step]:
         Step(
             "bench-bf16_gemm", "benchmark", "gemm", 4, 120, 420, "bf16 GEMM, dense and grouped, beside cuBLAS", ("build",)
         ),
+        Step(
+            "bench-loss", "benchmark", "loss", 4, 40, 180, "fused linear cross entropy beside the unfused formula", ("build",)
+        ),
         Step("bench-quantize", "benchmark", "quantize", 3, 40, 150, "quantisers beside a plain copy", ("build",)),
         Step(
             "micro-smem-port", "benchmark", "gemm", 5, 15, 90,

@@ -231,6 +231,10 @@ def work(step: str, golden: Path) -> dict[str, Any]:
         return benchmarks.ceilings()
     if step == "bench-quantize":
         return benchmarks.bench_quantize()
+    if step == "bench-loss":
+        from bench import loss
+
+        return loss.bench()
     if step == "bench-bf16_gemm":
         from bench import bf16_gemm
 

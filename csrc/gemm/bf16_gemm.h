@@ -41,8 +41,8 @@ struct Bf16GemmArguments {
   bool programmatic = true;     // start before the previous kernel of the stream has ended (PDL)
 
   // Instead of the cost model's choice: one of kBf16GemmTiles, and with it how a cluster shares loads.
-  std::optional<TileShape> tile;
-  std::optional<Multicast> multicast;
+  std::optional<TileShape> tile = std::nullopt;
+  std::optional<Multicast> multicast = std::nullopt;
 };
 
 inline constexpr TileShape kBf16GemmTiles[] = {{256, 128}, {128, 256}, {128, 192}, {128, 128}, {64, 256}, {64, 128}};

@@ -1,5 +1,7 @@
 // Single IEEE operations that no compiler may fuse or reorder (NUMERICS), and approximations named as such.
 // exp_approximate is e^x; its host twin is correctly rounded, the device's ex2 of x log2(e) is within 2^-21 relative.
+// log_approximate is ln x; its host twin is correctly rounded, the device's lg2 of x times ln 2 is within 2^-22 absolute
+// between 0.5 and 2 and within 2^-21 relative elsewhere.
 // PTX ISA: "add", "mul", "div", "sqrt", "fma" with .rn; "ex2.approx", "lg2.approx", "rsqrt.approx",
 // "rcp.approx".
 #pragma once
@@ -29,6 +31,7 @@ inline float log2_approximate(float x) { return std::log2(x); }
 inline float rsqrt_approximate(float x) { return 1.0f / std::sqrt(x); }
 inline float reciprocal_approximate(float x) { return 1.0f / x; }
 inline float exp_approximate(float x) { return static_cast<float>(std::exp(static_cast<double>(x))); }
+inline float log_approximate(float x) { return static_cast<float>(std::log(static_cast<double>(x))); }
 #else
 HOPPER_DEVICE float add_rn(float a, float b) { return __fadd_rn(a, b); }
 HOPPER_DEVICE float sub_rn(float a, float b) { return __fsub_rn(a, b); }
@@ -45,6 +48,7 @@ HOPPER_DEVICE float log2_approximate(float x) { float y; asm("lg2.approx.ftz.f32
 HOPPER_DEVICE float rsqrt_approximate(float x) { float y; asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
 HOPPER_DEVICE float reciprocal_approximate(float x) { float y; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
 HOPPER_DEVICE float exp_approximate(float x) { return exp2_approximate(__fmul_rn(x, 1.4426950408889634f)); }
+HOPPER_DEVICE float log_approximate(float x) { return __fmul_rn(log2_approximate(x), 0.6931471805599453f); }
 #endif
 
 }  // namespace hopper

@@ -16,6 +16,11 @@ def exp(x: Tensor) -> Tensor:
     return x.double().exp().float()
 
 
+def log(x: Tensor) -> Tensor:
+    """ln x of fp32, rounded once."""
+    return x.double().log().float()
+
+
 def reciprocal(x: Tensor) -> Tensor:
     """1 / x of fp32, rounded once."""
     return torch.ones_like(x) / x  # 1 / tensor is the same here, but number / tensor is not in general
