@@ -30,6 +30,8 @@ GEMM_SHAPES: dict[str, list[tuple[int, int, int]]] = {  # M, N, K: research/gemm
 
 QUANTIZE_SHAPES: list[tuple[int, int]] = [(4096, 7168), (16384, 7168), (65536, 2048)]  # T, H
 
+MOE_TOKENS: list[int] = [4096, 16384, 65536]  # DeepSeek-V3's router and hidden size: bench/moe.py
+
 
 def all_steps() -> list[Step]:
     """Every step, in the order in which a page lists them."""
@@ -65,6 +67,7 @@ def all_steps() -> list[Step]:
             )
         )  # fmt: skip
     steps += [
+        Step("bench-moe", "benchmark", "moe", 4, 60, 240, "routing and permutation beside a plain copy", ("build",)),
         Step("bench-quantize", "benchmark", "quantize", 3, 40, 150, "quantisers beside a plain copy", ("build",)),
         Step(
             "micro-smem-port", "benchmark", "gemm", 5, 15, 90,

@@ -81,7 +81,7 @@ def test_select_family_takes_what_it_needs() -> None:
     names = {s.name for s in select(all_steps(), "quantize")}
     assert names == {"environment", "build", "build-probes", "tests", "bench-quantize"}
     assert {s.family for s in select(all_steps(), "ground")} == {"ground"}
-    with pytest.raises(ValueError, match=r"--family: must be one of ground, gemm, quantize; got 'gem'"):
+    with pytest.raises(ValueError, match=r"--family: must be one of ground, gemm, moe, quantize; got 'gem'"):
         select(all_steps(), "gem")
 
 
