@@ -127,6 +127,17 @@ def _accurate(data: Data) -> Verdict:
 
 QUANTISERS = ("quantize_1x128", "quantize_128x1", "quantize_1x128_128x1", "quantize_128x128")
 
+# Share of HBM bandwidth that is claimed on inputs of 64 MB and more.
+MOE_KERNELS = {
+    "route": 0.6,
+    "route_backward": 0.7,
+    "balance_loss": 0.5,
+    "permute": 0.8,
+    "permute_quantized": 0.8,
+    "unpermute": 0.8,
+    "unpermute_backward": 0.8,
+}
+
 
 def _all() -> list[Claim]:
     claims = [
@@ -157,6 +168,25 @@ def _all() -> list[Claim]:
                 "bench-quantize", bandwidth_at_least(kernel, 0.88),
             ),
         ]  # fmt: skip
+    for kernel, share in MOE_KERNELS.items():
+        what = (
+            "Equals the reference to the byte"
+            if kernel.startswith("permute")
+            else "Equals the model up to rounding"
+        )
+        claims += [
+            Claim(f"{kernel}.results", kernel, what, "tests", tests_pass(f"test_moe_results[{kernel}-")),
+            Claim(f"{kernel}.repeat", kernel, "Twenty repeats are bitwise equal", "tests",
+                  tests_pass(f"test_moe_repeat[{kernel}]")),
+            Claim(
+                f"{kernel}.speed", kernel, f"At least {share:.0%} of HBM bandwidth on inputs of 64 MB and more",
+                "bench-moe", bandwidth_at_least(kernel, share),
+            ),
+        ]  # fmt: skip
+    claims.append(
+        Claim("permute.graph", "permute", "A MoE layer's plumbing is captured in a CUDA graph and replays", "tests",
+              tests_pass("test_moe_graph"))
+    )  # fmt: skip
     kernel = "fp8_gemm"
     claims += [
         Claim(

@@ -44,6 +44,8 @@ WGRAD_GROUPED_SHAPES: list[tuple[int, int, int, int]] = [  # G, M, N, tokens of 
 
 QUANTIZE_SHAPES: list[tuple[int, int]] = [(4096, 7168), (16384, 7168), (65536, 2048)]  # T, H
 
+MOE_TOKENS: list[int] = [4096, 16384, 65536]  # DeepSeek-V3's router and hidden size: bench/moe.py
+
 
 def all_steps() -> list[Step]:
     """Every step, in the order in which a page lists them."""
@@ -103,6 +105,7 @@ def all_steps() -> list[Step]:
         Step(
             "bench-loss", "benchmark", "loss", 4, 40, 180, "fused linear cross entropy beside the unfused formula", ("build",)
         ),
+        Step("bench-moe", "benchmark", "moe", 4, 60, 240, "routing and permutation beside a plain copy", ("build",)),
         Step("bench-quantize", "benchmark", "quantize", 3, 40, 150, "quantisers beside a plain copy", ("build",)),
         Step(
             "micro-smem-port", "benchmark", "gemm", 5, 15, 90,

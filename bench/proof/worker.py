@@ -239,6 +239,8 @@ def work(step: str, golden: Path) -> dict[str, Any]:
         from bench import bf16_gemm
 
         return bf16_gemm.bench()
+    if step == "bench-moe":
+        return benchmarks.bench_moe()
     if step.startswith("bench-fp8_gemm-"):
         return benchmarks.bench_gemm(step.removeprefix("bench-fp8_gemm-"))
     if step in ("bench-fp8_decode", "bench-fp8_masked_decode"):

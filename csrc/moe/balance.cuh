@@ -69,8 +69,8 @@ HOPPER_KERNEL_BLOCKS(kThreads, 6) balance_count_kernel(const BalanceParams p) {
     place.load<kVector>(p.scores + token * p.row_stride, p.column_stride, score);
     HOPPER_UNROLL for (int v = 0; v < ScoresPlace::kValues; ++v) keys[v] = place.has(v) ? key_of(score[v]) : 0;
     for (int32_t slot = 0; slot < p.top_k; ++slot) {
-      const Taken taken = take_largest(place, keys);
-      if (lane == 0) hopper::reduce_add<Order::relaxed, Scope::gpu>(counts + taken.expert, 1);
+      const int32_t expert = place.expert_of(take_largest(place, keys), p.experts);
+      if (lane == 0) hopper::reduce_add<Order::relaxed, Scope::gpu>(counts + expert, 1);
     }
   }
   hopper::grid_dependency_launch();

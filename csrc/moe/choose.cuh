@@ -37,11 +37,16 @@ struct Spread {
 };
 
 // The experts of one lane, in ascending order: units of kUnit neighbours, dealt out to the lanes of the group.
+//
+// An expert's tag is (group, unit of the lane, lane, place in the unit): it orders as experts do, and is the sum of a
+// number of the lane and a constant of the value, so that choosing needs no arithmetic with the sizes of groups.
 template <int kValues_, int kUnit>
 struct Place {
   static constexpr int kValues = kValues_;
   static_assert(kValues % kUnit == 0);
+  static constexpr uint32_t kNoTag = 1u << 30;
   int32_t group, first, size, lane, lanes;
+  uint32_t tag_of_lane;
 
   HOPPER_DEVICE explicit Place(Spread spread) {
     const auto lane_of_warp = static_cast<int32_t>(threadIdx.x % 32);
@@ -49,11 +54,19 @@ struct Place {
     group = lane_of_warp >> spread.lane_bits;
     lane = lane_of_warp & (lanes - 1);
     first = group * spread.size;
+    tag_of_lane = group * 32 * kValues + lane * kUnit;
     size = group < spread.groups ? spread.size : 0;   // lanes that no group needs hold nothing
   }
   HOPPER_DEVICE int32_t within(int v) const { return (v / kUnit * lanes + lane) * kUnit + v % kUnit; }
   HOPPER_DEVICE bool has(int v) const { return within(v) < size; }
   HOPPER_DEVICE int32_t expert(int v) const { return first + within(v); }
+
+  static HOPPER_DEVICE constexpr uint32_t tag_of_value(int v) { return v / kUnit * 32 * kUnit + v % kUnit; }
+  // Of a tag that one of the warp's lanes has.
+  HOPPER_DEVICE int32_t expert_of(uint32_t tag, int32_t group_size) const {
+    const uint32_t of_group = tag % (32 * kValues), unit = of_group / (32 * kUnit), in_unit = of_group % (32 * kUnit);
+    return static_cast<int32_t>(tag / (32 * kValues) * group_size + unit * lanes * kUnit + in_unit);
+  }
 
   // Values of a row at the lane's experts; 0 where there is none.
   template <bool kVector>
@@ -80,26 +93,19 @@ struct Place {
   }
 };
 
-struct Taken {
-  int32_t expert;
-  int value;                 // in the lane that held it: which of its values; -1 elsewhere
-};
-
-// The largest key of the warp, of equals the lowest expert; it becomes 0. Three instructions across the warp: lanes
-// need not exchange (key, index) pairs. Some key must not be 0.
+// The tag of the expert with the largest key of the warp, of equals the lowest; its key becomes 0. Two instructions
+// across the warp: lanes need not exchange (key, expert) pairs. Some key must not be 0.
 template <class P>
-HOPPER_DEVICE Taken take_largest(const P& place, uint32_t (&keys)[P::kValues]) {
+HOPPER_DEVICE uint32_t take_largest(const P& place, uint32_t (&keys)[P::kValues]) {
   uint32_t best = 0;
-  int at = 0;
-  HOPPER_UNROLL for (int v = 0; v < P::kValues; ++v) {   // ascending experts: of equals the first stays
-    if (keys[v] > best) best = keys[v], at = v;
-  }
-  const auto expert = static_cast<uint32_t>(place.expert(at));
-  const bool tied = best == hopper::warp_max(best);
-  const uint32_t chosen = hopper::warp_min(tied ? expert : 0xFFFFFFFF);
-  const bool mine = tied && expert == chosen;
-  HOPPER_UNROLL for (int v = 0; v < P::kValues; ++v) keys[v] = mine && v == at ? 0 : keys[v];
-  return {static_cast<int32_t>(chosen), mine ? at : -1};
+  HOPPER_UNROLL for (int v = 0; v < P::kValues; ++v) best = larger(best, keys[v]);
+  best = hopper::warp_max(best);
+  uint32_t mine = P::kNoTag; // of this lane's first value that is it
+  HOPPER_UNROLL for (int v = P::kValues - 1; v >= 0; --v) mine = keys[v] == best ? P::tag_of_value(v) : mine;
+  const uint32_t chosen = hopper::warp_min(place.tag_of_lane + mine);
+  HOPPER_UNROLL for (int v = 0; v < P::kValues; ++v)
+    keys[v] = chosen - place.tag_of_lane == P::tag_of_value(v) ? 0 : keys[v];
+  return chosen;
 }
 
 // Closes all groups but the best `top_groups`: their keys become 0. A group counts the sum of its two best scores.

@@ -20,7 +20,7 @@ struct RouteParams {
 };
 
 template <int kValues, bool kVector>
-HOPPER_KERNEL_BLOCKS(kThreads, kValues <= 8 ? 8 : kValues == 16 ? 6 : 4) route_kernel(const RouteParams p) {
+HOPPER_KERNEL_BLOCKS(kThreads, kValues <= 8 ? 8 : (kValues == 16 ? 6 : 4) - !kVector) route_kernel(const RouteParams p) {
   const int64_t token = token_of_warp();
   const auto lane = static_cast<int32_t>(threadIdx.x % 32);
   const Place<kValues, 4> place(p.spread);
@@ -37,18 +37,19 @@ HOPPER_KERNEL_BLOCKS(kThreads, kValues <= 8 ? 8 : kValues == 16 ? 6 : 4) route_k
     score[v] = sigmoid(score[v]);
     keys[v] = place.has(v) ? key_of(hopper::add_rn(score[v], bias[v])) : 0;
   }
-  place.template store<kVector>(score, p.scores + token * p.experts);
+  float* scores = p.scores + token * p.experts;
+  place.template store<kVector>(score, scores);
   if (p.top_groups > 0) keep_best_groups(place, p.top_groups, keys);
 
-  int32_t expert = 0;        // of the slot with this lane's number
-  float weight = 0.0f;
+  uint32_t tag = 0;          // of the slot with this lane's number
   for (int32_t slot = 0; slot < p.top_k; ++slot) {
-    const Taken taken = take_largest(place, keys);
-    uint32_t bits = 0;
-    HOPPER_UNROLL for (int v = 0; v < kValues; ++v) bits = v == taken.value ? hopper::float_bits(score[v]) : bits;
-    bits = hopper::warp_max(bits);
-    if (lane == slot) expert = taken.expert, weight = hopper::bits_float(bits);
+    const uint32_t taken = take_largest(place, keys);
+    tag = lane == slot ? taken : tag;
   }
+  const int32_t expert = place.expert_of(tag, p.spread.size);
+  // Its score is read back: to find it among the registers of another lane would cost every slot a third more.
+  hopper::syncwarp();
+  float weight = lane < p.top_k ? scores[expert] : 0.0f;
   if (p.normalize) weight = hopper::div_rn(weight, hopper::add_rn(sum_of_lanes(weight), kEpsilon));
   if (lane >= p.top_k) return;
   p.topk_idx[token * p.top_k + lane] = expert;
