@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import deepseek_ops
+from deepseek_ops import quantize as quant
 from deepseek_ops._emulation import ASYNCHRONY, SCHEDULES
 from deepseek_ops._registry import absent_reason
 from deepseek_ops.optimizer import adamw_, clip_grad_norm
@@ -207,7 +208,11 @@ def on_checked(
                 return str(error)
         if not expected:
             expected.extend(out)
-        return "" if all(map(torch.equal, out, expected)) else "data"
+        same = all(
+            torch.equal(a.flatten().view(torch.uint8), b.flatten().view(torch.uint8))
+            for a, b in zip(out, expected, strict=True)
+        )
+        return "" if same else "data"
 
     def sites() -> list[Site]:
         return [*dict.fromkeys([*((s.kind, s.site) for s in deepseek_ops.drop_sites()), *more()])]
@@ -235,4 +240,24 @@ def optimizer() -> list[Kernel]:
     ]
 
 
-FAMILIES = {"fp8_gemm": fp8_gemm, "quantise": quantisers, "optimizer": optimizer}
+def e5m6_and_values() -> list[Kernel]:
+    x = torch.randn(70, 288, generator=torch.Generator().manual_seed(0))
+    with deepseek_ops.backend("reference"):
+        packed, scale = quant.pack_e5m6(x)
+        q_t, scale_t = quant.quantize_128x1(x)
+    wide = x.repeat(1, 30)[:2]
+    return [
+        on_checked("pack_e5m6, rows", lambda: list(quant.pack_e5m6(wide, granularity="row"))),
+        on_checked("pack_e5m6, tiles", lambda: list(quant.pack_e5m6(x))),
+        on_checked("unpack_e5m6", lambda: [quant.unpack_e5m6(packed, scale, 288)]),
+        on_checked("requantize_e5m6_128x1", lambda: list(quant.requantize_e5m6_128x1(packed, scale, 288))),
+        on_checked("dequantize_128x1", lambda: [quant.dequantize_128x1(q_t, scale_t, 70)]),
+    ]
+
+
+FAMILIES = {
+    "fp8_gemm": fp8_gemm,
+    "quantise": quantisers,
+    "optimizer": optimizer,
+    "e5m6": e5m6_and_values,
+}
