@@ -56,6 +56,8 @@ def pack_words(codes: Tensor) -> Tensor:
 def unpack_words(packed: Tensor) -> Tensor:
     """The inverse of `pack_words`, as exact fp32 values [T, 8n]."""
     tokens, size = packed.shape
+    if size == 0:
+        return packed.new_empty((tokens, 0), dtype=torch.float32)
     aligned = packed.is_contiguous() and packed.storage_offset() % 4 == 0
     packed = packed if aligned else packed.clone(memory_format=torch.contiguous_format)
     w0, w1, w2 = packed.view(torch.int32).unflatten(1, (size // 12, 3)).unbind(2)
