@@ -1,6 +1,7 @@
 """From the functions of a native module to the kernels of ops.
 
-A native function takes an op's arguments in their order, then one tensor for each output (csrc/bindings/kernels.h).
+A native function takes an op's arguments in their order, then one tensor for each output, then its workspaces
+(csrc/bindings/kernels.h).
 What stands around it is the same for every op: outputs are allocated as the op's `fake` says, and tensors that the op
 writes in place get a new version, so that autograd notices.
 """
@@ -38,7 +39,7 @@ def kernel(op: _registry.Op, target: str, module: Any) -> Callable[..., Any]:
 
     padded = _PADDED_ROWS.get(op.name, ())
     layouts = tuple(_LAYOUTS.get(op.name, {}).items())
-    workspace = _WORKSPACES.get(op.name)
+    workspaces = _WORKSPACES.get(op.name)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if len(args) < len(names):
@@ -51,14 +52,8 @@ def kernel(op: _registry.Op, target: str, module: Any) -> Callable[..., Any]:
         outputs = fake(*args)
         if prepare is not None:
             prepare()
-        if workspace is not None:
-            native(*args, *outputs, *workspace(*args))
-        elif outputs is None:
-            native(*args)
-        elif isinstance(outputs, torch.Tensor):
-            native(*args, outputs)
-        else:
-            native(*args, *outputs)
+        results = () if outputs is None else (outputs,) if isinstance(outputs, torch.Tensor) else outputs
+        native(*args, *results, *(workspaces(*args) if workspaces is not None else ()))
         for i in mutated:
             if isinstance(args[i], torch.Tensor) and not args[i].is_inference():  # those have no version
                 increment_version(args[i])
@@ -121,7 +116,6 @@ _LAYOUTS: dict[str, dict[int, Callable[[torch.Tensor], torch.Tensor]]] = {
 }
 
 
-# Tensors that only the kernels need, after the outputs.
 def _norm_backward_workspace(dy: torch.Tensor, x: torch.Tensor, *_: Any) -> tuple[torch.Tensor]:
     """fp64 sums over the rows that one block of the first stage takes: as many as blocks that run at once on an H200."""
     width = -(-x.shape[-1] // 512) * 512
@@ -138,6 +132,8 @@ def _row_sums_workspace(
     return (dy.new_empty((0 if weight is None else inner // 128, tokens), dtype=torch.float64),)
 
 
+# Memory that a kernel needs between its launches: functions of the op's arguments. Uninitialised, dropped after the
+# call; a caching allocator hands it out again only to what runs later on the same stream.
 _WORKSPACES: dict[str, Callable[..., tuple[torch.Tensor, ...]]] = {
     "rms_norm_backward": _norm_backward_workspace,
     "swiglu_backward_quantize": _row_sums_workspace,
