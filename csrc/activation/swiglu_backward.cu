@@ -8,8 +8,13 @@ namespace {
 
 using namespace activation_kernels;
 
+constexpr size_t kSharedOfSm = 228 << 10, kReserved = 1 << 10, kRoom = kBackwardThreads / 32 * kRows * sizeof(double);
+static_assert(4 * (backward_patches<bf16> + kRoom + kReserved) <= kSharedOfSm && backward_patches<bf16> >= 48 << 10);
+static_assert(2 * (backward_patches<float> + kRoom + kReserved) <= kSharedOfSm);
+
 template <class T>
-void run(const hopper::LaunchConfig& config, const SwigluBackwardParams& p, bool vector) {
+void run(hopper::LaunchConfig config, const SwigluBackwardParams& p, bool vector) {
+  config.smem_bytes += backward_patches<T> / kBackwardThreads * config.block.x;
   vector ? hopper::launch(config, swiglu_backward_kernel<T, true>, p)
          : hopper::launch(config, swiglu_backward_kernel<T, false>, p);
 }

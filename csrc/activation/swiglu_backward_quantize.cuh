@@ -108,43 +108,6 @@ HOPPER_DEVICE void load_inputs(const SwigluCastParams& p, const Window& window, 
   hopper::cp_async_wait<0>();
 }
 
-// gate, up and dy become dgate, dup and the activation, each rounded to bf16. my_weight: lane l's, of row l % 4. Returns,
-// in lane l < 4 of 8, the tile's part of row l's dweight.
-HOPPER_DEVICE double replace_by_gradients(SwigluCastShared& shared, float my_weight, int lane) {
-  uint4* gate_slot = shared.own(0).first_slot(0);
-  uint4* up_slot = shared.own(1).first_slot(0);
-  uint4* dy_slot = shared.own(2).first_slot(0);
-  double mine = 0;
-  for (int r = 0; r < kRows; ++r) {
-    const float weight = hopper::shuffle(my_weight, (threadIdx.x & 24) + r);
-    double own = 0;
-    for (int piece = 0; piece < 2; ++piece, gate_slot += 32, up_slot += 32, dy_slot += 32) {
-      const uint4 g = *gate_slot, u = *up_slot, d = *dy_slot;
-      uint32_t gates[4] = {g.x, g.y, g.z, g.w}, ups[4] = {u.x, u.y, u.z, u.w}, dys[4] = {d.x, d.y, d.z, d.w};
-      float terms[8];
-      HOPPER_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const float2 gate = hopper::bf16x2_to_float2(gates[i]), up = hopper::bf16x2_to_float2(ups[i]);
-        const float2 dy = hopper::bf16x2_to_float2(dys[i]);
-        const SwigluGradient a = swiglu_gradient(dy.x, gate.x, up.x, weight);
-        const SwigluGradient b = swiglu_gradient(dy.y, gate.y, up.y, weight);
-        gates[i] = hopper::pack_bf16(a.dgate, b.dgate);
-        ups[i] = hopper::pack_bf16(a.dup, b.dup);
-        dys[i] = hopper::pack_bf16(a.activation, b.activation);
-        terms[2 * i] = a.term, terms[2 * i + 1] = b.term;
-      }
-      *gate_slot = uint4{gates[0], gates[1], gates[2], gates[3]};
-      *up_slot = uint4{ups[0], ups[1], ups[2], ups[3]};
-      *dy_slot = uint4{dys[0], dys[1], dys[2], dys[3]};
-      own += static_cast<double>(sum_of_8(terms));
-    }
-    HOPPER_UNROLL
-    for (int bits = 1; bits < 8; bits *= 2) own += hopper::shuffle_xor(own, bits);
-    if (lane == r) mine = own;
-  }
-  return mine;
-}
-
 template <class G>
 HOPPER_KERNEL_BLOCKS(kThreads, 2) swiglu_backward_quantize_kernel(const SwigluCastParams p) {
   auto& shared = *reinterpret_cast<SwigluCastShared*>(hopper::dynamic_smem());
@@ -158,7 +121,8 @@ HOPPER_KERNEL_BLOCKS(kThreads, 2) swiglu_backward_quantize_kernel(const SwigluCa
   const float weight = load_weight(p.weight, window, at);
   hopper::grid_dependency_launch();
 
-  const double dweight = replace_by_gradients(shared, weight, at.lane);
+  const double dweight = replace_by_gradients<bf16>(shared.own(0).first_slot(0), shared.own(1).first_slot(0),
+                                                    shared.own(2).first_slot(0), weight, at.lane);
   const int row = at.group * kRows + at.lane;
   if (p.workspace != nullptr && at.lane < kRows && row < window.rows) {
     p.workspace[column / kTile * p.tokens + window.row + row] = dweight;

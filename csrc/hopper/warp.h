@@ -54,13 +54,6 @@ HOPPER_DEVICE T shuffle_any(T value, uint32_t lane, uint32_t width, uint32_t mas
     memcpy(&bits, &value, 4);
     bits = shuffle_bits<mode>(bits, lane, width, mask, site);
     memcpy(&value, &bits, 4);
-  } else if constexpr (sizeof(T) == 8) {   // as one number: in large kernels nvcc would put an array of two into memory
-    uint64_t bits;
-    memcpy(&bits, &value, 8);
-    const uint32_t low = shuffle_bits<mode>(static_cast<uint32_t>(bits), lane, width, mask, site);
-    const uint32_t high = shuffle_bits<mode>(static_cast<uint32_t>(bits >> 32), lane, width, mask, site);
-    bits = low | static_cast<uint64_t>(high) << 32;
-    memcpy(&value, &bits, 8);
   } else {
     uint32_t words[sizeof(T) / 4];
     memcpy(words, &value, sizeof(T));

@@ -131,7 +131,7 @@ rms_norm_kernel(const NormParams p) {
     }
   }
 
-  const double squares = row_sums(own, team * p.warps, p.warps, room);
+  const double squares = team_row_sums(group_row_sums(own, at.lane), team * p.warps, p.warps, room);
   const float mean = hopper::div_rn(static_cast<float>(squares), p.width);
   const float mine = hopper::rsqrt_approximate(hopper::add_rn(mean, p.eps));
   if (group == 0 && at.lane < rows && at.lane < kRows) p.rstd[row + at.lane] = mine;

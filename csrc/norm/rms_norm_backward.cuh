@@ -133,7 +133,7 @@ HOPPER_KERNEL(kBackwardThreads) rms_norm_backward_kernel(const NormBackwardParam
           quads[index] = h == 0 ? quad[i] : hopper::add_rn(quads[index], quad[i]);
         }
       }
-      const double dot = row_sums(own, 0, warps, room + h * warps * kRows);
+      const double dot = team_row_sums(group_row_sums(own, at.lane), 0, warps, room + h * warps * kRows);
       spread_rows(coefficient(dot, mine, p.width), c);
 
       const auto* added = static_cast<const bf16*>(p.dresidual.data) + here.row * p.dresidual.row_stride + column;

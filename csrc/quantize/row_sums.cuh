@@ -42,19 +42,13 @@ HOPPER_DEVICE double group_row_sums(const double (&own)[kRows], int lane) {
   return row + hopper::shuffle_xor(row, 4);
 }
 
-// The same over a warp whose groups have the same 4 rows.
-HOPPER_DEVICE double warp_row_sums(const double (&own)[kRows], int lane) {
-  double row = group_row_sums(own, lane);
-  HOPPER_UNROLL
-  for (int bits = 8; bits < 32; bits *= 2) row += hopper::shuffle_xor(row, bits);
-  return row;
-}
-
-// The same over `warps` warps from `first` on, which share 4 rows. `room`: kRows doubles for each warp of the block, in
-// shared memory, not used again before the block's next barrier but one. A single warp needs neither room nor barrier.
-HOPPER_DEVICE double row_sums(const double (&own)[kRows], uint32_t first, uint32_t warps, double* room) {
+// From that to the sums over `warps` warps from `first` on, which share 4 rows: lane l gets that of row l % 4. `room`: kRows
+// doubles for each warp of the block, in shared memory, not used again before the block's next barrier but one. A single
+// warp needs neither room nor barrier.
+HOPPER_DEVICE double team_row_sums(double group_sum, uint32_t first, uint32_t warps, double* room) {
   const uint32_t lane = threadIdx.x % 32;
-  double sum = warp_row_sums(own, static_cast<int>(lane));
+  double sum = group_sum + hopper::shuffle_xor(group_sum, 8);
+  sum += hopper::shuffle_xor(sum, 16);
   if (warps == 1) return sum;
   if (lane < kRows) room[threadIdx.x / 32 * kRows + lane] = sum;
   hopper::barrier_sync<0>(blockDim.x);
