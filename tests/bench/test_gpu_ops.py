@@ -13,10 +13,9 @@ import torch
 
 import deepseek_ops
 from bench.proof.benchmarks import QUANTISERS, same_bits
-from deepseek_ops import gemm, quantize
-from deepseek_ops._gemm_checks import FP8_WGRAD_TILES
 from bench.proof.claims import MOE_KERNELS
 from deepseek_ops import gemm, moe, quantize
+from deepseek_ops._gemm_checks import FP8_WGRAD_TILES
 from deepseek_ops._registry import OPS, absent_reason
 
 pytestmark = pytest.mark.gpu
@@ -331,6 +330,8 @@ def test_fp8_wgrad_grouped_graph() -> None:
             offsets.copy_(value)
             graph.replay()
             assert same_bits(out, gemm.fp8_wgrad_grouped(*given, value))
+
+
 def moe_arguments(kernel: str, tokens: int, hidden: int) -> tuple[tuple, ...]:
     """Arguments of one op of the MoE plumbing, on the CPU; 64 experts, 8 groups, 4 open, 6 experts a token."""
     generator = torch.Generator().manual_seed(tokens + hidden)
