@@ -12,13 +12,15 @@ import deepseek_ops
 from deepseek_ops import ArgumentError, _registry
 from deepseek_ops import gemm as family
 from deepseek_ops import quantize as quant
-from deepseek_ops._gemm_checks import FP8_GEMM_TILES, FP8_WGRAD_TILES
+from deepseek_ops._gemm_checks import FP8_GEMM_TILES, FP8_GROUPED_TILES, FP8_WGRAD_TILES
 from deepseek_ops._registry import OPS
 
 E4M3, BF16, FP32 = torch.float8_e4m3fn, torch.bfloat16, torch.float32
 FP8 = ["fp8_gemm", "fp8_gemm_grouped", "fp8_gemm_masked", "fp8_wgrad", "fp8_wgrad_grouped"]
+KERNELS = ["fp8_gemm", "fp8_gemm_grouped", "fp8_gemm_masked", "fp8_wgrad", "fp8_wgrad_grouped"]
 WIDE = ["gemm", "gemm_grouped", "gemm_masked", "wgrad", "wgrad_grouped"]
 LEGAL = ", ".join(map(str, FP8_GEMM_TILES))
+LEGAL_GROUPED = ", ".join(map(str, FP8_GROUPED_TILES))
 ACCUMULATING = ["fp8_gemm", "fp8_wgrad", "fp8_wgrad_grouped", "gemm", "wgrad", "wgrad_grouped"]
 
 
@@ -196,30 +198,23 @@ def test_fp8_operands_are_not_written(name):
 
 
 # These have kernels: the same bodies on every backend.
+@pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize(
     "body",
     [test_errors_of_outputs, test_accumulate_needs_out, test_errors_of_fp8_operands, test_opcheck],
     ids=lambda body: body.__name__.removeprefix("test_"),
 )
-@pytest.mark.parametrize("name", ["fp8_gemm", "fp8_wgrad", "fp8_wgrad_grouped"])
-def test_fp8_kernels_on_every_backend(body, name, backend_name):
-    body(name)
+def test_on_every_backend(body, name, backend_name):
+    if body is not test_accumulate_needs_out or name in ACCUMULATING:
+        body(name)
 
 
-@pytest.mark.parametrize("name", ["fp8_wgrad", "fp8_wgrad_grouped"])
-def test_fp8_wgrad_does_not_write_its_operands(name, backend_name):
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_do_not_write_their_operands(name, backend_name):
     arguments = valid(name)
     for accumulation in ("exact", "hopper"):
         call(name, **arguments, accumulation=accumulation)
     for key, before in valid(name).items():
-        assert torch.equal(arguments[key].view(torch.uint8), before.view(torch.uint8))
-
-
-def test_fp8_gemm_does_not_write_its_operands(backend_name):
-    arguments = valid("fp8_gemm")
-    for accumulation in ("exact", "hopper"):
-        call("fp8_gemm", **arguments, accumulation=accumulation)
-    for key, before in valid("fp8_gemm").items():
         assert torch.equal(arguments[key].view(torch.uint8), before.view(torch.uint8))
 
 
@@ -230,18 +225,26 @@ def test_fp8_gemm_does_not_write_its_operands(backend_name):
         ({"num_sms": 2**31}, "num_sms: must be an integer in 0..2^31-1 (0: all); got 2147483648"),
         ({"num_sms": 2.0}, "num_sms: must be an integer in 0..2^31-1 (0: all); got 2.0"),
         ({"num_sms": True}, "num_sms: must be an integer in 0..2^31-1 (0: all); got True"),
-        ({"tile": (128, 64)}, f"tile: must be None or one of {LEGAL}; got (128, 64)"),
-        ({"tile": (0, 0)}, f"tile: must be None or one of {LEGAL}; got (0, 0)"),
-        ({"tile": 128}, f"tile: must be None or one of {LEGAL}; got 128"),
-        ({"tile": [128, 128]}, f"tile: must be None or one of {LEGAL}; got [128, 128]"),
+        ({"tile": (128, 64)}, "tile: must be None or one of {legal}; got (128, 64)"),
+        ({"tile": (0, 0)}, "tile: must be None or one of {legal}; got (0, 0)"),
+        ({"tile": 128}, "tile: must be None or one of {legal}; got 128"),
+        ({"tile": [128, 128]}, "tile: must be None or one of {legal}; got [128, 128]"),
     ],
     ids=lambda x: str(x) if isinstance(x, dict) else "",
 )
-def test_errors_of_knobs(knobs, message, backend_name):
-    for out in (None, torch.full((6, 8), 777.0)):
+@pytest.mark.parametrize("name", KERNELS)
+def test_errors_of_knobs(name, knobs, message, backend_name):
+    message = message.format(legal=LEGAL if name == "fp8_gemm" else LEGAL_GROUPED)
+    for out in (None, torch.full(call(name).shape, 777.0)):
         with refused(message):
-            call("fp8_gemm", **knobs, out=out)
+            call(name, **knobs, out=out)
         assert out is None or (out == 777.0).all()
+
+
+@pytest.mark.parametrize("name", ["fp8_gemm_grouped", "fp8_gemm_masked"])
+def test_tiles_without_a_grouped_kernel_are_refused(name):
+    with refused(f"tile: must be None or one of {LEGAL_GROUPED}; got (256, 128)"):
+        call(name, tile=(256, 128))
 
 
 @pytest.mark.parametrize("name", ["fp8_wgrad", "fp8_wgrad_grouped"])
@@ -262,6 +265,7 @@ def test_errors_of_knobs_of_wgrad(name, backend_name):
     ("file", "table", "tiles"),
     [
         ("fp8_gemm.h", "kFp8GemmTiles", FP8_GEMM_TILES),
+        ("fp8_gemm.h", "kFp8GroupedTiles", FP8_GROUPED_TILES),
         ("fp8_wgrad.h", "kFp8WgradTiles", FP8_WGRAD_TILES),
     ],
 )
@@ -325,6 +329,46 @@ def test_errors_of_kernels_alone(name):
         for knobs, message in (
             ((-1, 0, 0), "num_sms: must be in 0..2^31-1; got -1"),
             ((0, 128, 0), f"tile: must be one of {LEGAL}; got (128, 0)"),
+            ((0, 2**40, 128), "tile_rows: must be in 0..2^31-1; got 1099511627776"),
+        ):
+            with refused(message):
+                raw(*positional, FP32, "hopper", *knobs)
+    assert (out == 777.0).all()
+
+
+@pytest.mark.parametrize("op", ["fp8_gemm_grouped", "fp8_gemm_masked"])
+@pytest.mark.parametrize("name", ["emulated", "checked"])
+def test_errors_of_grouped_kernels_alone(name, op):
+    reason = _registry.absent_reason(name)
+    if reason:
+        pytest.skip(f"backend {name}: {reason}")
+    arguments = valid(op)
+    a, masked = arguments["a"], op.endswith("masked")
+    out = torch.full((*a.shape[:-1], 16), 777.0)
+    with deepseek_ops.backend(name):
+        with refused("accumulation: must be exact or hopper, which kernels compute"):
+            call(op, accumulation="hopper_unpromoted")
+        with refused(f"a: must have stride 1 along dimension {a.ndim - 1}"):
+            call(op, a=a.view(torch.uint8).mT.contiguous().mT.view(E4M3))
+        with refused(f"out: must have stride 1 along dimension {a.ndim - 1}"):
+            call(op, out=out[..., ::2])
+        with refused("b: must start at a multiple of 16 bytes"):
+            call(op, b=torch.zeros(2, 8, 272, dtype=torch.uint8)[..., 8:264].view(E4M3))
+        many = {"b": torch.zeros(513, 8, 256).to(E4M3), "scale_b": torch.ones(513, 1, 2)}
+        if masked:
+            rows = {
+                "a": a[:1].expand(513, 6, 256),
+                "scale_a": torch.ones(513, 2, 8),
+                "masked_m": i32([1] * 513),
+            }
+        else:
+            rows = {"offsets": i32([0] * 514)}
+        with refused("groups: must be in 0..512, for their table lies in shared memory; got 513"):
+            call(op, **many, **rows)
+        raw, positional = OPS[op].raw, tuple(arguments.values())
+        for knobs, message in (
+            ((-1, 0, 0), "num_sms: must be in 0..2^31-1; got -1"),
+            ((0, 128, 0), f"tile: must be one of {LEGAL_GROUPED}; got (128, 0)"),
             ((0, 2**40, 128), "tile_rows: must be in 0..2^31-1; got 1099511627776"),
         ):
             with refused(message):

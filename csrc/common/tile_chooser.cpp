@@ -13,11 +13,12 @@ constexpr uint64_t kElementsPerClock = 48;      // of D through conversion and s
 constexpr uint64_t kClusterPercent = 2;         // two CTAs wait for each other
 
 // Tiles (or pairs of them) along M. Of a group only the expected size is known, m / groups; its last tile is half
-// full on average, and no group with rows has less than one.
+// full on average, and each group with rows has at least one and at most one that is not full.
 uint64_t units_along_m(const TileProblem& problem, const TileGrid& grid) {
   if (problem.groups <= 1) return grid.m_units(problem.m);
-  const uint64_t rows = uint64_t{grid.tile_rows} * grid.m_pair(), groups = problem.groups, m = problem.m;
-  return std::max((m + groups * rows / 2 + rows - 1) / rows, std::min(groups, m));
+  const uint64_t rows = uint64_t{grid.tile_rows} * grid.m_pair(), m = problem.m;
+  const uint64_t groups = std::min<uint64_t>(problem.groups, m);
+  return std::clamp((m + groups * rows / 2 + rows - 1) / rows, groups, m / rows + groups);
 }
 
 }  // namespace

@@ -24,6 +24,34 @@ PINNED = {
     (4096, 7168): "64x128/a 64x128/a 128x128/a 256x128 256x128",
     (7168, 2048): "64x128/a 64x128/a 256x128 256x128 128x192/a",
 }
+# The same for groups of equal size, expert gate+up and down and their gradients: by G, for ROWS per group.
+ROWS = (16, 128, 512, 2048, 8192)
+PINNED_GROUPS: dict[tuple[int, int], dict[int, str]] = {
+    (4096, 7168): {
+        4: "64x128/a 128x192/a 128x192/a 128x256 128x192/a",
+        8: "64x256/a 128x192/a 128x192/a 128x256 128x256",
+        16: "64x256/a 128x192/a 128x192/a 128x256 128x256",
+        32: "64x256/a 128x192/a 128x192/a 128x256 128x256",
+    },
+    (7168, 2048): {
+        4: "64x256/a 128x192/a 128x256 128x256 128x256",
+        8: "64x256/a 128x192/a 128x256 128x256 128x256",
+        16: "64x256/a 128x192/a 128x192/a 128x256 128x256",
+        32: "64x256/a 128x192/a 128x256 128x256 128x256",
+    },
+    (7168, 4096): {
+        4: "64x256/a 128x192/a 128x256 128x256 128x256",
+        8: "64x256/a 128x192/a 128x256 128x256 128x256",
+        16: "64x256/a 128x192/a 128x192/a 128x256 128x256",
+        32: "64x256/a 128x192/a 128x256 128x256 128x256",
+    },
+    (2048, 7168): {
+        4: "64x128/a 128x128/a 128x160/a 128x256 128x256",
+        8: "64x128/a 128x192 128x192 128x256 128x192",
+        16: "64x256/a 128x192 128x192 128x256 128x256",
+        32: "64x256/a 128x192 128x192 128x256 128x256",
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +81,14 @@ def test_choices_for_v3_shapes_are_pinned(program):
         assert int(m) == M[len(chosen.setdefault((int(n), int(k)), []))]
         chosen[int(n), int(k)].append(tile)
     assert {shape: " ".join(tiles) for shape, tiles in chosen.items()} == PINNED
+
+
+def test_choices_for_v3_experts_are_pinned(program):
+    result = subprocess.run([program, "grouped"], capture_output=True, text=True, check=True)
+    chosen: dict[tuple[int, int], dict[int, list[str]]] = {}
+    for line in result.stdout.splitlines():
+        groups, rows, n, k, tile = line.split()
+        tiles = chosen.setdefault((int(n), int(k)), {}).setdefault(int(groups), [])
+        assert int(rows) == ROWS[len(tiles)]
+        tiles.append(tile)
+    assert {s: {g: " ".join(t) for g, t in c.items()} for s, c in chosen.items()} == PINNED_GROUPS

@@ -162,6 +162,21 @@ void choices() {
     }
 }
 
+// kFp8GroupedTiles of csrc/gemm/fp8_gemm.h.
+constexpr TileShape kGroupedTiles[] = {{128, 256}, {128, 192}, {128, 160}, {128, 128}, {64, 128}, {64, 256}};
+
+void grouped_choices() {
+  const long shapes[][2] = {{4096, 7168}, {7168, 2048}, {7168, 4096}, {2048, 7168}};
+  for (const auto& [n, k] : shapes)
+    for (const long groups : {4, 8, 16, 32})
+      for (const long rows : {16, 128, 512, 2048, 8192}) {
+        const TileChoice choice = choose_tile({groups * rows, n, k, 132, true, groups}, kGroupedTiles, 6);
+        const char* names[] = {"", "/a", "/b"};
+        std::printf("%ld %ld %ld %ld %dx%d%s\n", groups, rows, n, k, choice.shape.rows, choice.shape.columns,
+                    names[int(choice.multicast)]);
+      }
+}
+
 void chooser() {
   // Bytes per tensor clock of research/gemm-quant.md 6.2: the cap of the shared memory port.
   const auto port = [](TileShape tile) { return slice_clocks(tile, tile.rows > tile.columns ? Multicast::a : Multicast::b); };
@@ -170,6 +185,11 @@ void chooser() {
   // 112 wide tiles fill 128 of 132 SMs where 128 wide ones fill 112.
   EXPECT(gemm_clocks({256, 7168, 7168, 132}, {128, 112}, Multicast::none) <
              gemm_clocks({256, 7168, 7168, 132}, {128, 128}, Multicast::none), "112 must beat 128");
+  // Of a group the last tile is half full on average, so that tall tiles lose where groups are short.
+  const TileProblem groups{32 * 96, 4096, 7168, 132, true, 32};
+  EXPECT(gemm_clocks(groups, {64, 256}, Multicast::a) < gemm_clocks(groups, {256, 128}, Multicast::a), "96 rows a group");
+  EXPECT(gemm_clocks({5, 4096, 7168, 132, true, 512}, {128, 128}, Multicast::none) <=
+             gemm_clocks({640, 4096, 7168, 132}, {128, 128}, Multicast::none), "5 rows are at most 5 tiles");
   for (const long m : {1, 64, 4097}) {
     EXPECT(choose_tile({m, 4096, 7168, 1}, kTiles, 9).multicast == Multicast::none, "one SM has no pairs");
     EXPECT(choose_tile({m, 4096, 7168, 132, false}, kTiles, 9).multicast == Multicast::none, "clusters refused");
@@ -179,9 +199,9 @@ void chooser() {
 
 }  // namespace
 
-int main(int argc, char**) {
+int main(int argc, char** argv) {
   if (argc > 1) {
-    choices();
+    argv[1][0] == 'g' ? grouped_choices() : choices();
     return 0;
   }
   dense();
