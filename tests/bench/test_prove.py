@@ -508,7 +508,7 @@ def test_page_command_reports_foreign_files(tmp_path: Path, capsys: pytest.Captu
 
 def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prove.main(["--family", "poetry"], FakeDevice()) == 2
-    assert "must be one of ground, gemm, quantize" in capsys.readouterr().err
+    assert "must be one of ground, gemm, moe, quantize" in capsys.readouterr().err
     with pytest.raises(SystemExit) as caught:
         prove.main(["--minutes", "0"], FakeDevice())
     assert caught.value.code == 2
