@@ -8,8 +8,9 @@
 
 `permute_quantized` takes FP8 rows and their scales instead of x.
 
-Routing runs in fp32 whatever the model's dtype (fp64 is accepted for checking gradients). All results repeat bit
-by bit, and a token's result does not depend on the other tokens of its batch.
+Routing runs in fp32 whatever the model's dtype. fp64 is accepted for checking gradients; no kernel computes in it, so
+that on CUDA tensors it needs `deepseek_ops.backend("reference")`. All results repeat bit by bit, and a token's result
+does not depend on the other tokens of its batch.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def balance_loss(
     if selection == "unbiased":
         topk_idx = take_largest_(choice_keys(_positive_nan(scores)), top_k)
     token = torch.arange(tokens, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
-    sequence = torch.searchsorted(cu_seqlens, token, right=True) - 1
+    sequence = torch.searchsorted(cu_seqlens.contiguous(), token, right=True) - 1
     inside = (sequence >= 0) & (sequence < sequences)
     bins = torch.where(inside, sequence, sequences)[:, None] * num_experts + topk_idx
     counts = torch.bincount(bins.flatten(), minlength=(sequences + 1) * num_experts).view(-1, num_experts)
