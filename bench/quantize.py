@@ -52,6 +52,13 @@ TARGETS = {
     "blocks": 0.90,
     "transpose": 0.85,
     "requantise": 0.80,
+    "pack": 0.88,
+    "pack_row": 0.88,
+    "unpack": 0.88,
+    "turn": 0.80,
+    "values_rows": 0.88,
+    "values_columns": 0.80,
+    "values_blocks": 0.88,
 }
 
 
@@ -70,7 +77,12 @@ class Case:
 
     @property
     def input_bytes(self) -> int:
-        return self.rows * self.columns * {"bf16": 2, "fp32": 4, "e4m3": 1}[self.dtype]
+        elements = self.rows * self.columns
+        return (
+            elements * 3 // 2
+            if self.dtype == "e5m6"
+            else elements * {"bf16": 2, "fp32": 4, "e4m3": 1}[self.dtype]
+        )
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,13 @@ def floor_bytes(case: Case) -> int:
         "blocks": elements + block_scales,
         "transpose": elements + 2 * block_scales,
         "requantise": padded + row_scales + column_scales,
+        "pack": elements * 3 // 2 + row_scales,
+        "pack_row": elements * 3 // 2 + 4 * case.rows,
+        "unpack": 2 * elements + row_scales,
+        "turn": padded + row_scales + column_scales,
+        "values_rows": 2 * elements + row_scales,
+        "values_columns": 2 * elements + column_scales,
+        "values_blocks": 2 * elements + block_scales,
     }
     return case.input_bytes + outputs[case.op]
 
@@ -117,9 +136,14 @@ def cases(ops: Sequence[str], quick: bool) -> list[Case]:
     weights = WEIGHTS[:2] if quick else WEIGHTS
     found = []
     for op in ops:
-        shapes = weights if op in ("blocks", "transpose") else [(t, h) for t in tokens for h in hidden]
+        shapes = (
+            weights
+            if op in ("blocks", "transpose", "values_blocks")
+            else [(t, h) for t in tokens for h in hidden]
+        )
         dtypes = {"blocks": ("bf16", "fp32"), "transpose": ("e4m3",), "requantise": ("e4m3",)}.get(
-            op, ("bf16",)
+            op,
+            ("e5m6",) if op in ("unpack", "turn") else ("e4m3",) if op.startswith("values") else ("bf16",),
         )
         found += [Case(op, dtype, *shape) for dtype in dtypes for shape in shapes]
     return found
@@ -129,6 +153,15 @@ def call_of(case: Case) -> Callable[[], tuple[Tensor, ...]]:
     """The op on random data."""
     dtype = torch.float32 if case.dtype == "fp32" else torch.bfloat16
     x = torch.randn(case.rows, case.columns, device="cuda", dtype=dtype)
+    if case.op in ("unpack", "turn"):
+        packed, scale = quant.pack_e5m6(x)
+        if case.op == "turn":
+            return lambda: quant.requantize_e5m6_128x1(packed, scale, case.columns)
+        return lambda: (quant.unpack_e5m6(packed, scale, case.columns),)
+    if case.op == "pack_row":
+        return lambda: quant.pack_e5m6(x, granularity="row")
+    if case.op.startswith("values"):
+        return values_of(case.op, x)
     if case.op == "transpose":
         q, scale = quant.quantize_128x128(x)
         return lambda: quant.transpose_128x128(q, scale)
@@ -140,8 +173,22 @@ def call_of(case: Case) -> Callable[[], tuple[Tensor, ...]]:
         "columns": quant.quantize_128x1,
         "both": quant.quantize_1x128_128x1,
         "blocks": quant.quantize_128x128,
+        "pack": quant.pack_e5m6,
     }[case.op]
     return lambda: function(x)
+
+
+def values_of(op: str, x: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+    """Dequantisation to bf16."""
+    bf16 = torch.bfloat16
+    if op == "values_rows":
+        q, scale = quant.quantize_1x128(x)
+        return lambda: (quant.dequantize_1x128(q, scale, dtype=bf16),)
+    if op == "values_columns":
+        q_t, scale_t = quant.quantize_128x1(x)
+        return lambda: (quant.dequantize_128x1(q_t, scale_t, x.shape[0], dtype=bf16),)
+    q_b, scale_b = quant.quantize_128x128(x)
+    return lambda: (quant.dequantize_128x128(q_b, scale_b, dtype=bf16),)
 
 
 def copy_of(size: int) -> Callable[[], Tensor]:

@@ -234,7 +234,9 @@ def test_kernels_do_not_write_their_operands(name, backend_name):
 )
 @pytest.mark.parametrize("name", KERNELS)
 def test_errors_of_knobs(name, knobs, message, backend_name):
-    tiles = FP8_GEMM_TILES if name == "fp8_gemm" else FP8_WGRAD_TILES if "wgrad" in name else FP8_GROUPED_TILES
+    tiles = (
+        FP8_GEMM_TILES if name == "fp8_gemm" else FP8_WGRAD_TILES if "wgrad" in name else FP8_GROUPED_TILES
+    )
     message = message.format(legal=", ".join(map(str, tiles)))
     for out in (None, torch.full(call(name).shape, 777.0)):
         with refused(message):

@@ -24,6 +24,38 @@ FLOOR_BYTES = {
     "quantize_128x128": 2 + 1 + 4 / 16384,
 }
 
+# Ops on what a quantiser has made: name -> (bytes moved per element, the op on a bf16 x).
+CODED: dict[str, tuple[float, Callable[[torch.Tensor], Callable[[], Any]]]] = {
+    "pack_e5m6": (2 + 1.5 + 4 / 128, lambda x: lambda: quantize.pack_e5m6(x)),
+    "pack_e5m6_row": (2 + 1.5, lambda x: lambda: quantize.pack_e5m6(x, granularity="row")),
+    "unpack_e5m6": (
+        1.5 + 4 / 128 + 2,
+        lambda x: _on(quantize.unpack_e5m6, *quantize.pack_e5m6(x), x.shape[1]),
+    ),
+    "requantize_e5m6_128x1": (
+        1.5 + 1 + 8 / 128,
+        lambda x: _on(quantize.requantize_e5m6_128x1, *quantize.pack_e5m6(x), x.shape[1]),
+    ),
+    "dequantize_1x128": (
+        1 + 4 / 128 + 2,
+        lambda x: _on(quantize.dequantize_1x128, *quantize.quantize_1x128(x), dtype=torch.bfloat16),
+    ),
+    "dequantize_128x1": (
+        1 + 4 / 128 + 2,
+        lambda x: _on(
+            quantize.dequantize_128x1, *quantize.quantize_128x1(x), x.shape[0], dtype=torch.bfloat16
+        ),
+    ),
+    "dequantize_128x128": (
+        1 + 4 / 16384 + 2,
+        lambda x: _on(quantize.dequantize_128x128, *quantize.quantize_128x128(x), dtype=torch.bfloat16),
+    ),
+}
+
+
+def _on(function: Callable[..., Any], *given: Any, **options: Any) -> Callable[[], Any]:
+    return lambda: function(*given, **options)
+
 
 def bench_gemm(group: str) -> dict[str, Any]:
     """One group of shapes of fp8_gemm."""
@@ -171,6 +203,8 @@ def bench_quantize() -> dict[str, Any]:
         x = torch.randn(tokens, hidden, device="cuda", dtype=torch.bfloat16)
         for kernel in QUANTISERS:
             rows.append(quantize_row(kernel, x))
+        for kernel in CODED:
+            rows.append(coded_row(kernel, x))
     name = torch.cuda.get_device_name()
     return {"rows": rows, "nominal_gbps": nominal_bandwidth(name), "summary": _summary(rows, "copy")}
 
@@ -238,6 +272,42 @@ def moe_row(case: moe_bench.Case) -> dict[str, Any]:
         "input_bytes": case.input_bytes,
         "candidates": timed,
     }
+
+
+def coded_row(kernel: str, x: torch.Tensor) -> dict[str, Any]:
+    """One op on codes; its result is compared with the reference's on the first 256 rows."""
+    floor, prepare = CODED[kernel]
+    with deepseek_ops.backend("cuda"):
+        call, sample = prepare(x), prepare(x[:256].contiguous())
+    copy = torch.empty_like(x)
+
+    def on(backend: str, function: Callable[[], Any]) -> Any:
+        with deepseek_ops.backend(backend):
+            return function()
+
+    timed = compare({"ours": lambda: on("cuda", call), "copy": lambda: copy.copy_(x)})
+    for name, per_element in (("ours", floor), ("copy", 4.0)):
+        if "median_us" in timed[name]:
+            timed[name]["gbps"] = round(1e-3 * per_element * x.numel() / timed[name]["median_us"], 1)
+    if "median_us" in timed["ours"]:
+        got, want = (on(backend, sample) for backend in ("cuda", "reference"))
+        pairs = zip(got, want, strict=True) if isinstance(got, tuple) else [(got, want)]
+        timed["ours"]["correct"] = all(same_bits(g, w) for g, w in pairs)
+    return {
+        "kernel": kernel,
+        "shape": f"{x.shape[0]}x{x.shape[1]}",
+        "input_bytes": x.numel() * x.element_size(),
+        "candidates": timed,
+    }
+
+
+def bench_optimizer() -> dict[str, Any]:
+    """adamw_ and clip_grad_norm on one layer's parameters, beside a copy and torch's fused AdamW."""
+    from bench.optimizer import LISTS, clip_row, step_row
+
+    rows = [row(name) for name in LISTS for row in (step_row, clip_row)]
+    name = torch.cuda.get_device_name()
+    return {"rows": rows, "nominal_gbps": nominal_bandwidth(name), "summary": _summary(rows, "copy")}
 
 
 def same_bits(x: torch.Tensor, y: torch.Tensor) -> bool:

@@ -139,6 +139,18 @@ MOE_KERNELS = {
 }
 
 
+# Ops on codes, with the share of bandwidth that research/gemm-quant.md section 7.2 asks of them.
+CODED_SHARES = {
+    "pack_e5m6": 0.88,
+    "pack_e5m6_row": 0.88,
+    "unpack_e5m6": 0.88,
+    "requantize_e5m6_128x1": 0.80,
+    "dequantize_1x128": 0.88,
+    "dequantize_128x1": 0.80,
+    "dequantize_128x128": 0.88,
+}
+
+
 def _all() -> list[Claim]:
     claims = [
         Claim(
@@ -187,6 +199,36 @@ def _all() -> list[Claim]:
         Claim("permute.graph", "permute", "A MoE layer's plumbing is captured in a CUDA graph and replays", "tests",
               tests_pass("test_moe_graph"))
     )  # fmt: skip
+    for kernel, share in CODED_SHARES.items():
+        claims += [
+            Claim(
+                f"{kernel}.bytes", kernel, "Bits equal the reference, special values included", "tests",
+                tests_pass(f"test_coded_bytes[{kernel}-"),
+            ),
+            Claim(
+                f"{kernel}.speed", kernel, f"At least {share:.0%} of HBM bandwidth on inputs of 64 MB and more",
+                "bench-quantize", bandwidth_at_least(kernel, share),
+            ),
+        ]  # fmt: skip
+    claims += [
+        Claim("adamw_.bits", "adamw_", "Equals the reference bit for bit", "tests", tests_pass("test_adamw_bits")),
+        Claim(
+            "adamw_.graph", "adamw_", "Clip and step are captured in a CUDA graph: no host synchronisation", "tests",
+            tests_pass("test_adamw_graph"),
+        ),
+        Claim(
+            "adamw_.speed", "adamw_", "At least 90 % of HBM bandwidth on a layer's parameters", "bench-optimizer",
+            bandwidth_at_least("adamw_", 0.90),
+        ),
+        Claim(
+            "clip_grad_norm.bits", "clip_grad_norm", "Equals the reference's fp64 norm, rounded once", "tests",
+            tests_pass("test_clip_bits"),
+        ),
+        Claim(
+            "clip_grad_norm.speed", "clip_grad_norm", "At least 90 % of HBM bandwidth on a layer's gradients",
+            "bench-optimizer", bandwidth_at_least("clip_grad_norm", 0.90),
+        ),
+    ]  # fmt: skip
     kernel = "fp8_gemm"
     claims += [
         Claim(

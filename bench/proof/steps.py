@@ -107,6 +107,11 @@ def all_steps() -> list[Step]:
         ),
         Step("bench-moe", "benchmark", "moe", 4, 60, 240, "routing and permutation beside a plain copy", ("build",)),
         Step("bench-quantize", "benchmark", "quantize", 3, 40, 150, "quantisers beside a plain copy", ("build",)),
+        Step("bench-quantize", "benchmark", "quantize", 3, 90, 240, "quantisers beside a plain copy", ("build",)),
+        Step(
+            "bench-optimizer", "benchmark", "optimizer", 4, 30, 120,
+            "AdamW and the gradient norm beside a plain copy and torch's fused AdamW", ("build",),
+        ),
         Step(
             "micro-smem-port", "benchmark", "gemm", 5, 15, 90,
             "does TMA write traffic share the shared-memory port with wgmma?", ("build-probes",),

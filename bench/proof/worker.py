@@ -229,6 +229,8 @@ def work(step: str, golden: Path) -> dict[str, Any]:
         return benchmarks.vendor_partials()
     if step == "ceilings":
         return benchmarks.ceilings()
+    if step == "bench-optimizer":
+        return benchmarks.bench_optimizer()
     if step == "bench-quantize":
         return benchmarks.bench_quantize()
     if step == "bench-loss":

@@ -8,6 +8,8 @@ namespace {
 
 using namespace quantize_kernels;
 
+static_assert(4 * (sizeof(DequantizeShared) + 1024) <= 227 << 10, "4 blocks fit on an SM");
+
 // False where there is nothing to do.
 bool check(const DequantizeArguments& a) {
   require(a.batch >= 0 && a.rows >= 0 && a.columns >= 0, "q", "must not have a negative size", a.rows);

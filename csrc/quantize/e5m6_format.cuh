@@ -17,15 +17,13 @@ constexpr int kPackedTile = kTile / 8 * 12;   // bytes of 128 columns
 // The code of value * multiplier: nearest even from the fp32 product, saturating at 65024.
 HOPPER_DEVICE uint32_t encode_e5m6(uint32_t bits, float multiplier) {
   using namespace hopper;
-  const float product = mul_rn(bits_float(bits), multiplier);
-  uint32_t y = magnitude(float_bits(product));
-  constexpr uint32_t kMost = 0x477E0000;      // 65024, also what Inf and NaN become here
-  y = y < kMost ? y : kMost;
-  // The sum with 2^(E + 17) keeps exactly the mantissa bits that E5M6 has of a y in [2^E, 2^(E + 1)), and of a subnormal
-  // with E = -14: the addition rounds. Scaled by 2^-112, an exponent of E5M6 is fp32's own, subnormals included.
-  const float anchor = bits_float(larger(y & 0x7F800000, (127 - 14) << 23) + (17 << 23));
-  const float rounded = sub_rn(add_rn(bits_float(y), anchor), anchor);
-  return float_bits(mul_rn(rounded, 0x1p-112f)) >> 17 | (bits >> 20 & 0x800);
+  const float y = fminf(fabsf(mul_rn(bits_float(bits), multiplier)), E5m6Range::kLargest);   // Inf and NaN too
+  // In the binade of 2^(E + 17) the last place is 2^(E - 6), that of an E5M6 value in [2^E, 2^(E + 1)), and of a subnormal
+  // with E = -14: the addition rounds. What it adds to the anchor's pattern is 64 .. 128 units, or 0 .. 64 if subnormal, and
+  // a code is 64 (E + 14) more than that, a carry into the next exponent included.
+  const uint32_t anchor = larger(float_bits(y) & 0x7F800000, (127 - 14) << 23) + (17 << 23);
+  const uint32_t units = float_bits(add_rn(y, bits_float(anchor))) - anchor;
+  return (units + (anchor >> 17) - 64 * (127 - 14 + 17)) | (bits >> 20 & 0x800);
 }
 
 // The same in a tile with Inf or NaN, which become 0x7FF with their sign.

@@ -8,6 +8,10 @@ namespace {
 
 using namespace quantize_kernels;
 
+// What the kernels' bounds of blocks ask of an SM's 227 KB, a KB each of which is the system's.
+static_assert(8 * (kPackThreads / 32 * sizeof(PackedRows) + 1024) <= 227 << 10);
+static_assert(5 * (sizeof(RowPackShared) + 1024) <= 227 << 10);
+
 template <class T, bool kVector>
 void run(hopper::LaunchConfig config, const PackParams& params, bool whole_rows) {
   if (whole_rows) hopper::launch(config, pack_e5m6_rows_kernel<T, kVector>, params);

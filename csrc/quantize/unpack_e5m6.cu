@@ -7,6 +7,8 @@ namespace quantize {
 
 using namespace quantize_kernels;
 
+static_assert(6 * (kUnpackThreads / 32 * sizeof(UnpackTile) + 1024) <= 227 << 10, "6 blocks fit on an SM");
+
 void unpack_e5m6(const UnpackArguments& a, hopper::Stream stream) {
   require(a.rows >= 0 && a.columns >= 0, "packed", "must not have a negative size", a.rows < 0 ? a.rows : a.columns);
   require(a.out_type != Type::e4m3 && a.out_type != Type::fp64, "dtype", "must be bf16 or fp32", "another type");

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import deepseek_ops
-from bench.proof.benchmarks import QUANTISERS, same_bits
+from bench.proof.benchmarks import CODED, QUANTISERS, same_bits
 from bench.proof.claims import MOE_KERNELS
-from deepseek_ops import gemm, moe, quantize
+from deepseek_ops import gemm, moe, optimizer, quantize
 from deepseek_ops._gemm_checks import FP8_WGRAD_TILES
 from deepseek_ops._registry import OPS, absent_reason
 
@@ -72,6 +72,101 @@ def test_quantiser_bytes(kernel: str, tokens: int, hidden: int, pow2: bool) -> N
         got = function(x.cuda(), pow2=pow2)
     for g, w in zip(got, want, strict=True):
         assert same_bits(g.cpu(), w)
+
+
+@pytest.mark.parametrize(("tokens", "hidden"), SHAPES)
+@pytest.mark.parametrize("kernel", CODED)
+def test_coded_bytes(kernel: str, tokens: int, hidden: int) -> None:
+    """Ops on codes give the reference's bits; NaN equals NaN."""
+    need_kernel(kernel.removesuffix("_row"))
+    x = special(tokens, hidden)
+    with deepseek_ops.backend("reference"):
+        want = CODED[kernel][1](x)()
+    with deepseek_ops.backend("cuda"):
+        got = CODED[kernel][1](x.cuda())()
+    for g, w in zip(*((v if isinstance(v, tuple) else (v,)) for v in (got, want)), strict=True):
+        g = g.cpu()
+        if g.dtype == torch.bfloat16:
+            g, w = (torch.where(v.isnan(), torch.nan, v) for v in (g, w))
+        assert same_bits(g, w)
+
+
+def training_state(moments: torch.dtype, grads: torch.dtype) -> list[list[torch.Tensor]]:
+    """params, grads, exp_avg, exp_avg_sq, out of 150 tensors, more than a launch holds, one of them large."""
+    generator = torch.Generator().manual_seed(3)
+    sizes = [(i * 37) % 1000 for i in range(149)] + [3_000_001]
+    first = [[torch.randn(n, generator=generator) for n in sizes] for _ in range(3)]
+    second = [torch.rand(n, generator=generator) for n in sizes]
+    params, gradients, exp_avg = first
+    return [
+        params,
+        [g.to(grads) for g in gradients],
+        [m.to(moments) for m in exp_avg],
+        [v.to(moments) for v in second],
+        [p.bfloat16() for p in params],
+    ]
+
+
+def one_step(state: list[list[torch.Tensor]], **options: object) -> None:
+    arguments = {"lr": 1e-3, "step": 3, "first_index": 2**32 - 5000, "seed": 7, **options}
+    optimizer.adamw_(*state[:4], out=state[4], **arguments)
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+@pytest.mark.parametrize("grads", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("moments", [torch.float32, torch.bfloat16])
+def test_adamw_bits(moments: torch.dtype, grads: torch.dtype, stochastic: bool) -> None:
+    """Every parameter and moment has the bits of the reference on the CPU."""
+    need_kernel("adamw_")
+    state = training_state(moments, grads)
+    device = [[t.cuda() for t in ts] for ts in state]
+    with deepseek_ops.backend("reference"):
+        one_step(state, stochastic_rounding=stochastic)
+    with deepseek_ops.backend("cuda"):
+        one_step(device, stochastic_rounding=stochastic)
+    for ours, theirs in zip(device, state, strict=True):
+        assert all(same_bits(a.cpu(), b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_clip_bits(dtype: torch.dtype) -> None:
+    """Norm and factor, on lists that take several launches; NaN and infinities reach them."""
+    need_kernel("clip_grad_norm")
+    grads = [g.to(dtype) for g in training_state(torch.float32, torch.float32)[1]]
+    for bad in (None, float("nan"), float("inf")):
+        if bad is not None:
+            grads[149][2_999_999] = bad
+        with deepseek_ops.backend("reference"):
+            want = optimizer.clip_grad_norm(grads, 1.0)
+        with deepseek_ops.backend("cuda"):
+            got = optimizer.clip_grad_norm([g.cuda() for g in grads], 1.0)
+        assert all(
+            torch.equal(a.cpu().nan_to_num(7), b.nan_to_num(7)) for a, b in zip(got, want, strict=True)
+        )
+
+
+def test_adamw_graph() -> None:
+    """Clip and step in one graph: a bad gradient skips the step, a good one does not, without asking the host."""
+    need_kernel("adamw_")
+    state = [[t.cuda() for t in ts] for ts in training_state(torch.bfloat16, torch.float32)]
+
+    def clip_and_step() -> None:
+        _, scale = optimizer.clip_grad_norm(state[1], 1.0)
+        one_step(state, grad_scale=scale)
+
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with deepseek_ops.backend("cuda"):
+        clip_and_step()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, stream=stream):
+            clip_and_step()
+        before = [p.clone() for p in state[0]]
+        state[1][149][0] = float("inf")
+        graph.replay()
+        assert all(map(torch.equal, state[0], before))
+        state[1][149][0] = 1.0
+        graph.replay()
+        assert not torch.equal(state[0][149], before[149])
 
 
 def operands(m: int, n: int, k: int, positive: bool = False) -> tuple[torch.Tensor, ...]:

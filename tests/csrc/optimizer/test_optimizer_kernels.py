@@ -164,6 +164,17 @@ def test_a_bad_gradient_stays_in_its_element(backend, bad):
     check(backend, arena, made)
 
 
+def test_a_decay_of_zero_is_not_added(backend):
+    arena, made = lists([8, 8])
+    made[0][0][3] = made[0][1][3] = math.inf
+    for ts in made[1:4]:
+        for t in ts:
+            t.zero_()
+    check(backend, arena, made, weight_decay=[0.0, 0.1])
+    if backend != "cuda":
+        assert made[0][0][3] == math.inf and made[0][1][3].isnan()
+
+
 def test_strides(backend):
     """Tensors that are not dense are copied in and out by the op."""
     _, made = lists([60] * 5)
