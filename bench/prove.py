@@ -110,7 +110,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         prog="python -m bench.prove", description=(__doc__ or "").split("\n\n")[0]
     )
     parser.add_argument("--minutes", type=float, default=30, help="stop after this long (default 30)")
-    parser.add_argument("--family", help="only this family: ground (what emulation assumes), gemm, quantize")
+    parser.add_argument("--family", help="only this family: ground (what emulation assumes), gemm, ...")
     parser.add_argument(
         "--resume", action="store_true", help="go on with an earlier run of this source and device"
     )

@@ -33,6 +33,7 @@ from examples.errors import UserError
 from examples.model.config import ModelConfig
 from examples.model.hf import hf_config, to_hf_state_dict
 from examples.model.transformer import Transformer
+from examples.rollout.generate import generate
 
 
 def build(config: ModelConfig) -> tuple[Transformer, Any]:
@@ -78,16 +79,11 @@ def training(ours: Transformer, theirs: Any, tokens: torch.Tensor) -> dict[str, 
 def generation(
     ours: Transformer, theirs: Any, prompt: torch.Tensor, count: int
 ) -> dict[str, Callable[[], torch.Tensor]]:
-    """Greedy generation of `count` tokens by each; they return the new tokens."""
+    """Greedy generation of `count` tokens by each, as users call it; they return the new tokens."""
+    prompts = prompt.tolist()
 
     def run_ours() -> torch.Tensor:
-        cache = ours.new_cache(prompt.shape[0], prompt.shape[1] + count)
-        token = ours.prefill(prompt, cache).logits.argmax(-1)
-        new = [token]
-        for _ in range(count - 1):
-            token = ours.decode_step(token, cache).logits.argmax(-1)
-            new.append(token)
-        return torch.cat(new, 1)
+        return torch.tensor(generate(ours, prompts, count).tokens)
 
     def run_theirs() -> torch.Tensor:
         mask = torch.ones_like(prompt)

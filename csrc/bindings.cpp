@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -29,19 +30,32 @@ std::string signature(const KernelEntry& entry) {
   return text + ")";
 }
 
-// What holds for every kernel, checked once and here.
+// What holds for every kernel, checked once and here: one device, and nothing that is written overlaps anything else.
+// Lists may hold thousands of tensors, so that spans are compared in the order of their addresses: a span overlaps an
+// earlier one exactly if it starts before the furthest end so far.
 void check_tensors(const KernelEntry& entry, const std::vector<Value>& values) {
+  struct Span {
+    uintptr_t begin, end;
+    const TensorView* tensor;
+    bool written;
+  };
+  std::vector<Span> spans;
   const TensorView* first = nullptr;
-  for (size_t i = 0; i < values.size(); ++i) {
-    const auto* t = std::get_if<TensorView>(&values[i]);
-    if (!t) continue;
-    if (!first) first = t;
-    check_same_device(*t, *first);
-    if (entry.parameters[i].role != Role::out && entry.parameters[i].role != Role::in_out) continue;
-    for (size_t j = 0; j < values.size(); ++j) {
-      const auto* other = std::get_if<TensorView>(&values[j]);
-      if (other && i != j) check_apart(*t, *other);
-    }
+  each_tensor(entry.parameters, values, [&](const TensorView& t, const Parameter& parameter) {
+    if (!first) first = &t;
+    check_same_device(t, *first);
+    const auto begin = reinterpret_cast<uintptr_t>(t.data);
+    const auto size = static_cast<uintptr_t>(t.span_bytes());
+    if (size > 0) spans.push_back({begin, begin + size, &t, parameter.role == Role::out || parameter.role == Role::in_out});
+  });
+  std::stable_sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.begin < b.begin; });
+  const Span* furthest = nullptr;
+  const Span* furthest_written = nullptr;
+  for (const Span& s : spans) {
+    if (s.written && furthest) check_apart(*s.tensor, *furthest->tensor);
+    if (furthest_written) check_apart(*furthest_written->tensor, *s.tensor);
+    if (!furthest || s.end > furthest->end) furthest = &s;
+    if (s.written && (!furthest_written || s.end > furthest_written->end)) furthest_written = &s;
   }
 }
 

@@ -51,6 +51,26 @@ class DropSite:
     count: int
 
 
+@dataclass(frozen=True)
+class BankSite:
+    """A place in a kernel that touches shared memory, by "file:line": its requests (one for a warp) and their wavefronts.
+
+    `least` wavefronts would have done without conflicts; `worst` is the excess of a single request.
+    """
+
+    site: str
+    what: str
+    requests: int
+    wavefronts: int
+    least: int
+    worst: int
+
+    @property
+    def conflicts(self) -> int:
+        """Wavefronts too many."""
+        return self.wavefronts - self.least
+
+
 @contextlib.contextmanager
 def emulation(
     *,
@@ -59,6 +79,7 @@ def emulation(
     schedule: str | None = None,
     sm_count: int | None = None,
     resident_clusters: int | None = None,
+    banks: bool | None = None,
     fast_tensor_core: bool | None = None,
     off: Collection[str] | None = None,
     drop: tuple[str, str] | tuple[str, str, int] | None = None,
@@ -73,6 +94,7 @@ def emulation(
     schedule:          who runs next: "fifo", "random" (default), "starve" or "pct".
     sm_count:          multiprocessors that persistent kernels see (4).
     resident_clusters: clusters that run at the same time; the rest wait (4).
+    banks:             on `checked`, count bank conflicts of plain accesses to shared memory too (`bank_report`).
     fast_tensor_core:  plain fp32 products instead of Hopper's exact accumulation.
     off:               names of rules not to check.
     drop:              (kind, "file:line") or (kind, "file:line", n): leave out this step, always or only the n-th time;
@@ -87,6 +109,7 @@ def emulation(
         "schedule": schedule,
         "sm_count": sm_count,
         "resident_clusters": resident_clusters,
+        "banks": banks,
         "fast_tensor_core": fast_tensor_core,
         "off": None if off is None else set(off),
         "max_reports": max_reports,
@@ -123,6 +146,32 @@ def last_statistics() -> Statistics:
 def drop_sites() -> list[DropSite]:
     """The steps of the last run that a mutation run may leave out."""
     return [DropSite(*site) for site in _module_of_last_run().last_drop_sites()]
+
+
+def bank_sites() -> list[BankSite]:
+    """Where the last run touched shared memory, most conflicts first.
+
+    Only ldmatrix and stmatrix, unless it ran on `checked` with ``emulation(banks=True)``. Plain accesses are those of
+    the source: nvcc may join neighbours into wider ones.
+    """
+    return [BankSite(*site) for site in _module_of_last_run().last_bank_sites()]
+
+
+def bank_report() -> str:
+    """`bank_sites` as a table."""
+    rows = [("place", "what", "requests", "wavefronts", "conflicts", "worst")]
+    rows += [
+        (s.site, s.what, f"{s.requests}", f"{s.wavefronts}", f"{s.conflicts}", f"{s.worst}")
+        for s in bank_sites()
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i < 2 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
 
 
 def _module_of_last_run() -> Any:

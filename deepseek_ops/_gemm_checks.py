@@ -12,6 +12,14 @@ OPERANDS = (torch.bfloat16, torch.float32, torch.float64)
 FP8_GEMM_TILES = (
     (256, 128), (128, 256), (128, 192), (128, 160), (128, 128), (128, 112), (128, 96), (64, 128), (64, 256),
 )  # fmt: skip
+# kFp8WgradTiles of csrc/gemm/fp8_wgrad.h.
+FP8_WGRAD_TILES = ((128, 192), (128, 160), (128, 128), (64, 128))
+
+# kFp8GroupedTiles: those of them that fp8_gemm_grouped and fp8_gemm_masked have kernels for.
+FP8_GROUPED_TILES = ((128, 256), (128, 192), (128, 160), (128, 128), (64, 128), (64, 256))
+
+# kBf16GemmTiles of csrc/gemm/bf16_gemm.h, the same for gemm and wgrad and their grouped forms.
+BF16_GEMM_TILES = ((256, 128), (128, 256), (128, 192), (128, 128), (64, 256), (64, 128))
 
 
 def check_fp8(argument: str, q: object, ndim: int, device: torch.device | None = None) -> torch.Tensor:
@@ -96,15 +104,64 @@ def check_num_sms(num_sms: object) -> None:
     require(valid, "num_sms", "must be an integer in 0..2^31-1 (0: all)", repr(num_sms))
 
 
-def check_tile(tile: object) -> tuple[int, int]:
+def check_tile(tile: object, tiles: tuple[tuple[int, int], ...] = FP8_GEMM_TILES) -> tuple[int, int]:
     """Rows and columns of a tile that has a kernel; zeros for None."""
     if tile is None:
         return 0, 0
-    if isinstance(tile, tuple) and tile in FP8_GEMM_TILES:
+    if isinstance(tile, tuple) and tile in tiles:
         return tile
-    legal = ", ".join(map(str, FP8_GEMM_TILES))
+    legal = ", ".join(map(str, tiles))
     fail("tile", f"must be None or one of {legal}", repr(tile))
+
+
+def check_knobs(num_sms: object, tile: object) -> tuple[int, int, int]:
+    """The knobs of bf16 GEMM, as the ops take them."""
+    check_num_sms(num_sms)
+    return int(num_sms), *check_tile(tile, BF16_GEMM_TILES)  # type: ignore[call-overload]
 
 
 def check_accumulation(accumulation: object) -> None:
     check_choice("accumulation", accumulation, ACCUMULATIONS)
+
+
+# --- decoding --------------------------------------------------------------------------------------------------
+
+DECODE_ROWS = 64  # kMaxTokens of csrc/gemm/fp8_decode.cuh: what one tile multiplies with the weights
+DECODE_GROUPS = 512  # kMaxGroups
+SPLITS = (1, 2, 4, 8)
+
+
+def check_decode_rows(a: torch.Tensor, other: str) -> None:
+    """At most 64 rows, in each group of a batch."""
+    require(
+        a.shape[-2] <= DECODE_ROWS,
+        "a",
+        f"must have at most {DECODE_ROWS} rows ({other} takes any number)",
+        a.shape[-2],
+    )
+
+
+def check_decode_groups(a: torch.Tensor) -> None:
+    """A block keeps the list of groups with rows in shared memory."""
+    require(a.shape[0] <= DECODE_GROUPS, "a", f"must have at most {DECODE_GROUPS} matrices", a.shape[0])
+
+
+def check_split_k(split_k: object, n: int, k: int) -> int:
+    """How many ranges K is divided into; None: what `choose_split_k` says."""
+    if split_k is None:
+        return choose_split_k(n, k)
+    valid = isinstance(split_k, int) and not isinstance(split_k, bool) and split_k in SPLITS
+    require(valid, "split_k", "must be None, 1, 2, 4 or 8", repr(split_k))
+    assert isinstance(split_k, int)
+    return split_k
+
+
+def choose_split_k(n: int, k: int) -> int:
+    """The largest of 1, 2, 4, 8 that gives at most 128 blocks of 128 weight rows and at least 4 slices of 128 to each.
+
+    Of N and K alone, with constants that stand for no machine in particular: the bits of a result follow from its
+    operands. 128 blocks keep the multiprocessors of any Hopper busy in one wave (an H100 has 132).
+    """
+    tiles, slices = ceil_div(n, 128), ceil_div(k, 128)
+    legal = [split for split in SPLITS if tiles * split <= 128 and slices >= 4 * split]
+    return max(legal, default=1)

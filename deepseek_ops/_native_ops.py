@@ -1,8 +1,8 @@
 """From the functions of a native module to the kernels of ops.
 
-A native function takes an op's arguments in their order, then one tensor for each output (csrc/bindings/kernels.h).
-What stands around it is the same for every op: outputs are allocated as the op's `fake` says, and tensors that the op
-writes in place get a new version, so that autograd notices.
+A native function takes an op's arguments in their order, then one tensor for each output, then its workspaces
+(csrc/bindings/kernels.h). What stands around it is the same for every op: operands take a form that the kernel reads, outputs
+are allocated as the op's `fake` says, and tensors that the op writes in place get a new version, so that autograd notices.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch.autograd.graph import increment_version
 
 from . import _emulation, _registry
+from ._native_arguments import OPERANDS, WORKSPACES
 
 
 def attach(target: str, module: Any) -> None:
@@ -35,44 +36,31 @@ def kernel(op: _registry.Op, target: str, module: Any) -> Callable[..., Any]:
     ]
     prepare = None if target == "cuda" else functools.partial(_emulation.prepare, target, module)
     fake = op.fake
-
-    padded = _PADDED_ROWS.get(op.name, ())
+    adapt = OPERANDS.get(op.name)
+    workspaces = WORKSPACES.get(op.name)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if len(args) < len(names):
             args = (*args, *(_argument(schema, i, kwargs) for i in range(len(args), len(names))))
-        if padded:
-            args = tuple(_rows_for_tma(x) if i in padded else x for i, x in enumerate(args))
+        given = args
+        if adapt is not None:
+            given = tuple(adapt[i](x) if i in adapt and x is not None else x for i, x in enumerate(args))
         outputs = fake(*args)
         if prepare is not None:
             prepare()
-        if outputs is None:
-            native(*args)
-        elif isinstance(outputs, torch.Tensor):
-            native(*args, outputs)
-        else:
-            native(*args, *outputs)
+        results = () if outputs is None else (outputs,) if isinstance(outputs, torch.Tensor) else outputs
+        native(*given, *results, *(() if workspaces is None else workspaces(*given)))
         for i in mutated:
-            if isinstance(args[i], torch.Tensor) and not args[i].is_inference():  # those have no version
-                increment_version(args[i])
+            for tensor, copy in zip(
+                _registry.tensors_of([args[i]]), _registry.tensors_of([given[i]]), strict=True
+            ):
+                if copy is not tensor:
+                    tensor.copy_(copy)
+                elif not tensor.is_inference():  # those have no version
+                    increment_version(tensor)
         return outputs
 
     return run
-
-
-# Operands that the kernels read by TMA: rows at multiples of 16 bytes. The quantisers return dense rows, so that a K
-# that is no multiple of 16 needs a copy here; the shapes of DeepSeek-V3 never do.
-_PADDED_ROWS = {"fp8_gemm": (0, 2), "fp8_gemm_": (0, 2)}
-
-
-def _rows_for_tma(x: torch.Tensor) -> torch.Tensor:
-    size = x.element_size()
-    if x.ndim != 2 or x.stride(1) != 1 or x.stride(0) * size % 16 == 0 or x.numel() == 0:
-        return x
-    columns = x.shape[1]
-    room = x.new_empty(x.shape[0], -(-columns * size // 16) * 16 // size)
-    room[:, :columns].copy_(x)
-    return room[:, :columns]
 
 
 def _argument(schema: Any, index: int, kwargs: dict[str, Any]) -> Any:

@@ -8,16 +8,18 @@ and spares it the expert outputs in backward.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._checks import E4M3, ceil_div, check_tensor, fail, round_up
+from ._checks import E4M3, ceil_div, check_tensor, fail, require, round_up
 from ._registry import declare
 from .reference import activation as reference
+from .reference.modelled import activation as modelled
+from .reference.quantize import padded_tokens
 
-__all__ = ["swiglu", "swiglu_backward", "swiglu_quantize"]
+__all__ = ["SwigluCasts", "swiglu", "swiglu_backward", "swiglu_backward_quantize", "swiglu_quantize"]
 
 _FLOATS = (torch.bfloat16, torch.float32, torch.float64)
 
@@ -63,6 +65,60 @@ def swiglu_quantize(
     return _swiglu_quantize(gate_up, weight, pow2)
 
 
+class SwigluCasts(NamedTuple):
+    """What `swiglu_backward_quantize` returns; scales are GEMM-ready, T' is T padded to 128 (`padded_tokens` by groups)."""
+
+    q: Tensor  # e4m3 [T, 2 I], dgate_up in 1 x 128 tiles: for Dgrad
+    scale: Tensor  # fp32 [2 I / 128, round_up(T, 4)]
+    q_t: Tensor  # e4m3 [2 I, T'], dgate_up in 128 x 1 tiles, transposed: for the Wgrad of gate and up
+    scale_t: Tensor  # fp32 [T' / 128, 2 I]
+    act_t: Tensor  # e4m3 [I, T'], swiglu(gate_up, weight) in 128 x 1 tiles, transposed: for the Wgrad of down
+    act_scale_t: Tensor  # fp32 [T' / 128, I]
+    dweight: Tensor | None  # fp32 [T]
+    padded_offsets: Tensor | None  # int32 [G + 1]
+
+
+def swiglu_backward_quantize(
+    dy: Tensor,
+    gate_up: Tensor,
+    weight: Tensor | None = None,
+    *,
+    gate_up_scale: Tensor | None = None,
+    offsets: Tensor | None = None,
+    pow2: bool = False,
+) -> SwigluCasts:
+    """`swiglu_backward` of dy [T, I] and the three casts that training needs behind it, from one read (section 3.3.3).
+
+    Bit for bit the composition of ``swiglu_backward``, ``quantize_1x128_128x1`` of dgate_up and ``quantize_128x1`` of
+    ``swiglu(gate_up, weight)``, the activation computed again. I is a multiple of 128, T is free.
+    gate_up: bf16 [T, 2 I]; or, with ``gate_up_scale`` fp32 [2 I / 128, round_up(T, 4)], its FP8 copy as `quantize_1x128`
+    returns it: then the values are ``dequantize_1x128(gate_up, gate_up_scale, dtype=dy.dtype)``.
+    offsets: int32 [G + 1]; groups of rows are padded to 128 in the transposed outputs as `quantize_128x1` does it, and
+    dweight and the 1 x 128 codes of rows of no group are computed all the same.
+    dy is bf16 (fp32 too on the reference). Not differentiable. Raises `ArgumentError`.
+    """
+    check_tensor("dy", dy, dtype=(torch.bfloat16, torch.float32), ndim=2)
+    tokens, inner = dy.shape
+    require(inner % 128 == 0, "dy", "must have a multiple of 128 columns", f"shape {tuple(dy.shape)}")
+    dtype = dy.dtype if gate_up_scale is None else E4M3
+    check_tensor("gate_up", gate_up, dtype=dtype, shape=(tokens, 2 * inner), device=dy.device)
+    if gate_up_scale is not None:
+        shape = (2 * inner // 128, round_up(tokens, 4))
+        check_tensor("gate_up_scale", gate_up_scale, dtype=torch.float32, shape=shape, device=dy.device)
+    if weight is not None:
+        check_tensor("weight", weight, dtype=torch.float32, shape=(tokens,), device=dy.device)
+    if offsets is None:
+        outputs = (*_swiglu_backward_quantize(dy, gate_up, gate_up_scale, weight, pow2), None)
+    else:
+        check_tensor("offsets", offsets, dtype=torch.int32, ndim=1, device=dy.device)
+        require(
+            offsets.shape[0] >= 1, "offsets", "must have one element more than groups", tuple(offsets.shape)
+        )
+        outputs = _swiglu_backward_quantize_grouped(dy, gate_up, gate_up_scale, weight, offsets, pow2)
+    casts = SwigluCasts(*outputs)
+    return casts._replace(dweight=None) if weight is None else casts
+
+
 def _check(gate_up: Tensor, weight: Tensor | None) -> None:
     check_tensor("gate_up", gate_up, dtype=_FLOATS)
     if gate_up.ndim == 0 or gate_up.shape[-1] % 2:
@@ -91,6 +147,21 @@ def _fake_quantize(gate_up: Tensor, weight: Tensor | None, pow2: bool) -> tuple[
     return gate_up.new_empty((rows, inner), dtype=E4M3), scale
 
 
+def _fake_codes(like: Tensor, rows: int, length: int) -> tuple[Tensor, Tensor]:
+    scale = like.new_empty((ceil_div(length, 128), round_up(rows, 4)), dtype=torch.float32)
+    return like.new_empty((rows, length), dtype=E4M3), scale
+
+
+def _fake_casts(dy: Tensor, weight: Tensor | None, padded: int) -> tuple[Tensor, ...]:
+    tokens, inner = dy.shape
+    return (
+        *_fake_codes(dy, tokens, 2 * inner),
+        *_fake_codes(dy, 2 * inner, padded),
+        *_fake_codes(dy, inner, padded),
+        dy.new_empty(0) if weight is None else weight.new_empty(weight.shape),
+    )
+
+
 def _save(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
@@ -104,11 +175,13 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
 _swiglu_backward = declare(
     "swiglu_backward(Tensor dy, Tensor gate_up, Tensor? weight) -> (Tensor dgate_up, Tensor dweight)",
     reference=reference.swiglu_backward,
+    modelled=modelled.swiglu_backward,
     fake=_fake_backward,
 )
 _swiglu = declare(
     "swiglu(Tensor gate_up, Tensor? weight) -> Tensor",
     reference=reference.swiglu,
+    modelled=modelled.swiglu,
     fake=lambda gate_up, weight: _fake_out(gate_up),
     save=_save,
     backward=_backward,
@@ -116,5 +189,24 @@ _swiglu = declare(
 _swiglu_quantize = declare(
     "swiglu_quantize(Tensor gate_up, Tensor? weight, bool pow2) -> (Tensor q, Tensor scale)",
     reference=reference.swiglu_quantize,
+    modelled=modelled.swiglu_quantize,
     fake=_fake_quantize,
+)
+_swiglu_backward_quantize = declare(
+    "swiglu_backward_quantize(Tensor dy, Tensor gate_up, Tensor? gate_up_scale, Tensor? weight, bool pow2)"
+    " -> (Tensor q, Tensor scale, Tensor q_t, Tensor scale_t, Tensor act_t, Tensor act_scale_t, Tensor dweight)",
+    reference=reference.swiglu_backward_quantize,
+    modelled=modelled.swiglu_backward_quantize,
+    fake=lambda dy, gate_up, gate_up_scale, weight, pow2: _fake_casts(dy, weight, round_up(dy.shape[0], 128)),
+)
+_swiglu_backward_quantize_grouped = declare(
+    "swiglu_backward_quantize_grouped(Tensor dy, Tensor gate_up, Tensor? gate_up_scale, Tensor? weight, Tensor offsets,"
+    " bool pow2) -> (Tensor q, Tensor scale, Tensor q_t, Tensor scale_t, Tensor act_t, Tensor act_scale_t, Tensor dweight,"
+    " Tensor padded_offsets)",
+    reference=reference.swiglu_backward_quantize_grouped,
+    modelled=modelled.swiglu_backward_quantize_grouped,
+    fake=lambda dy, gate_up, gate_up_scale, weight, offsets, pow2: (
+        *_fake_casts(dy, weight, padded_tokens(dy.shape[0], offsets.shape[0] - 1)),
+        offsets.new_empty(offsets.shape),
+    ),
 )

@@ -15,6 +15,7 @@ from torch import Tensor
 from ._checks import check_choice, check_range, check_tensor, require
 from ._registry import declare
 from .reference import loss as reference
+from .reference.modelled import loss as modelled
 from .reference.norm import inner_dtype
 
 __all__ = ["linear_cross_entropy"]
@@ -41,8 +42,13 @@ def linear_cross_entropy(
     - "none": fp32 [T]. Each token has its own incoming gradient, which the weight's gradient needs before the sum
       over tokens; so backward makes each chunk's logits again (a fourth product) instead of storing anything.
 
-    The order of summation depends on ``chunk`` only. 256 is the fastest on a CPU at V of a few thousand, and it
-    hardly matters between 128 and 1024. Raises `ArgumentError`.
+    The order of summation depends on the shapes and ``chunk`` only. 256 is the fastest on a CPU at V of a few thousand,
+    and it hardly matters between 128 and 1024. Raises `ArgumentError`.
+
+    Kernels take bf16 and cut the vocabulary instead of the tokens: as many classes at a time as make about the logits of
+    ``chunk`` tokens, which is their workspace. So a chunk of the weight's gradient is written once; for gradients they make
+    all but one chunk's logits a second time. They also work on tokens that do not count, whose h must be finite, and give
+    a label outside of [0, V) the loss NaN.
     """
     check_tensor("h", h, dtype=_FLOATS, ndim=2)
     check_tensor("weight", weight, dtype=h.dtype, shape=(None, h.shape[1]), device=h.device)
@@ -93,6 +99,7 @@ _sum = declare(
     "linear_cross_entropy(Tensor h, Tensor weight, Tensor labels, int chunk, bool need_dh, bool need_dweight)"
     " -> (Tensor loss, Tensor dh, Tensor dweight)",
     reference=reference.linear_cross_entropy,
+    modelled=modelled.linear_cross_entropy,
     fake=lambda h, weight, labels, chunk, *need: (_fake_loss(h, ()), *_fake_gradients(h, weight, *need)),
     save=_save_sum,
     backward=_backward_sum,
@@ -114,11 +121,13 @@ _tokens_backward = declare(
     "linear_cross_entropy_tokens_backward(Tensor dloss, Tensor h, Tensor weight, Tensor labels, int chunk,"
     " bool need_dh, bool need_dweight) -> (Tensor dh, Tensor dweight)",
     reference=reference.linear_cross_entropy_tokens_backward,
+    modelled=modelled.linear_cross_entropy_tokens_backward,
     fake=lambda dloss, h, weight, labels, chunk, *need: _fake_gradients(h, weight, *need),
 )
 _tokens = declare(
     "linear_cross_entropy_tokens(Tensor h, Tensor weight, Tensor labels, int chunk) -> Tensor",
     reference=reference.linear_cross_entropy_tokens,
+    modelled=modelled.linear_cross_entropy_tokens,
     fake=lambda h, weight, labels, chunk: _fake_loss(h, labels.shape),
     save=_save_tokens,
     backward=_backward_tokens,

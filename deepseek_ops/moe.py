@@ -6,6 +6,8 @@
     out = unpermute(y, source, num_tokens, top_k, topk_weight)
     update_bias_(bias, counts, speed=0.001)                          # once per step, counts summed over ranks
 
+`permute_quantized` takes FP8 rows and their scales instead of x.
+
 Routing runs in fp32 whatever the model's dtype (fp64 is accepted for checking gradients). All results repeat bit
 by bit, and a token's result does not depend on the other tokens of its batch.
 """
@@ -18,11 +20,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_choice, check_range, check_tensor, fail, require
+from ._checks import E4M3, ceil_div, check_choice, check_range, check_tensor, fail, require, round_up
 from ._registry import declare
 from .reference import moe as reference
+from .reference.modelled import moe as modelled
 
-__all__ = ["balance_loss", "max_violation", "permute", "route", "unpermute", "update_bias_"]
+__all__ = [
+    "balance_loss",
+    "max_violation",
+    "permute",
+    "permute_quantized",
+    "route",
+    "unpermute",
+    "update_bias_",
+]
 
 _SCORES = (torch.float32, torch.float64)
 _ROWS = (torch.bfloat16, torch.float32, torch.float64)
@@ -155,12 +166,33 @@ def permute(x: Tensor, topk_idx: Tensor, num_experts: int) -> tuple[Tensor, Tens
     Differentiable in x: a token's gradient is the sum over its slots in slot order, in fp32. Raises `ArgumentError`.
     """
     check_tensor("x", x, dtype=_ROWS, ndim=2)
-    check_tensor("topk_idx", topk_idx, dtype=torch.int64, shape=(x.shape[0], None), device=x.device)
+    _check_assignment(topk_idx, num_experts, x)
+    return _permute(x, topk_idx, num_experts)
+
+
+def permute_quantized(
+    q: Tensor, scale: Tensor, topk_idx: Tensor, num_experts: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`permute` of rows that are quantised already, with their scales: half the bytes of bf16 (report 3.3.2, figure 6).
+
+    q: e4m3 [T, D] and scale: fp32 [ceil(D/128), round_up(T, 4)] of `quantize.quantize_1x128`. topk_idx: int64 [T, k].
+    Returns (q_perm [T * k, D], scale_perm [ceil(D/128), round_up(T * k, 4)], offsets, source): codes and scales are
+    copied, scale_perm is GEMM-ready with padding 1, offsets and source are those of `permute`.
+    Not differentiable. Raises `ArgumentError`.
+    """
+    check_tensor("q", q, dtype=E4M3, ndim=2)
+    shape = (ceil_div(q.shape[1], 128), round_up(q.shape[0], 4))
+    check_tensor("scale", scale, dtype=torch.float32, shape=shape, device=q.device)
+    _check_assignment(topk_idx, num_experts, q)
+    return _permute_quantized(q, scale, topk_idx, num_experts)
+
+
+def _check_assignment(topk_idx: Tensor, num_experts: int, rows: Tensor) -> None:
+    check_tensor("topk_idx", topk_idx, dtype=torch.int64, shape=(rows.shape[0], None), device=rows.device)
     require(
         topk_idx.shape[1] >= 1, "topk_idx", "must have at least one column", f"shape {tuple(topk_idx.shape)}"
     )
     check_range("num_experts", num_experts, low=1)
-    return _permute(x, topk_idx, num_experts)
 
 
 def unpermute(
@@ -215,12 +247,14 @@ _route_backward = declare(
     "route_backward(Tensor dweight, Tensor dscores, Tensor scores, Tensor topk_idx, float scale, bool normalize)"
     " -> Tensor",
     reference=reference.route_backward,
+    modelled=modelled.route_backward,
     fake=lambda dweight, dscores, scores, topk_idx, scale, normalize: scores.new_empty(scores.shape),
 )
 _route = declare(
     "route(Tensor logits, Tensor bias, int top_k, int num_groups, int top_groups, float scale, bool normalize)"
     " -> (Tensor topk_idx, Tensor topk_weight, Tensor scores, Tensor counts)",
     reference=reference.route,
+    modelled=modelled.route,
     fake=_fake_route,
     save=_save_route,
     backward=_backward_route,
@@ -240,6 +274,7 @@ _balance_loss = declare(
     "balance_loss(Tensor scores, Tensor topk_idx, Tensor cu_seqlens, float alpha, str selection)"
     " -> (Tensor loss, Tensor dscores)",
     reference=reference.balance_loss,
+    modelled=modelled.balance_loss,
     fake=lambda scores, *_: (scores.new_empty(()), scores.new_empty(scores.shape)),
     save=_save_balance,
     backward=_backward_balance,
@@ -255,6 +290,13 @@ def _fake_permute(x: Tensor, topk_idx: Tensor, num_experts: int) -> tuple[Tensor
     rows = topk_idx.shape[0] * topk_idx.shape[1]
     offsets = x.new_empty(num_experts + 1, dtype=torch.int32)
     return x.new_empty((rows, x.shape[1])), offsets, x.new_empty(rows, dtype=torch.int64)
+
+
+def _fake_permute_quantized(
+    q: Tensor, scale: Tensor, topk_idx: Tensor, num_experts: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    q_perm, offsets, source = _fake_permute(q, topk_idx, num_experts)
+    return q_perm, scale.new_empty(scale.shape[0], round_up(source.shape[0], 4)), offsets, source
 
 
 def _save_permute(ctx: Any, inputs: Sequence[Any], outputs: Sequence[Tensor]) -> None:
@@ -292,15 +334,23 @@ _permute = declare(
     save=_save_permute,
     backward=_backward_permute,
 )
+_permute_quantized = declare(
+    "permute_quantized(Tensor q, Tensor scale, Tensor topk_idx, int num_experts)"
+    " -> (Tensor q_perm, Tensor scale_perm, Tensor offsets, Tensor source)",
+    reference=reference.permute_quantized,
+    fake=_fake_permute_quantized,
+)
 _unpermute_backward = declare(
     "unpermute_backward(Tensor dout, Tensor? y, Tensor source, int top_k, Tensor? weights)"
     " -> (Tensor dy, Tensor dweights)",
     reference=reference.unpermute_backward,
+    modelled=modelled.unpermute_backward,
     fake=_fake_unpermute_backward,
 )
 _unpermute = declare(
     "unpermute(Tensor y, Tensor source, SymInt num_tokens, int top_k, Tensor? weights) -> Tensor",
     reference=reference.unpermute,
+    modelled=modelled.unpermute,
     fake=lambda y, source, num_tokens, top_k, weights: y.new_empty((num_tokens, y.shape[1])),
     save=_save_unpermute,
     backward=_backward_unpermute,

@@ -18,6 +18,7 @@ from torch import Tensor
 from ._checks import E4M3, ceil_div, check_range, check_tensor, fail, round_up
 from ._registry import declare
 from .reference import norm as reference
+from .reference.modelled import norm as modelled
 from .reference.norm import inner_dtype
 
 __all__ = ["rms_norm", "rms_norm_quantize", "rms_norm_residual"]
@@ -113,11 +114,13 @@ _rms_norm_backward = declare(
     "rms_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor rstd, Tensor? dresidual)"
     " -> (Tensor dx, Tensor dweight)",
     reference=reference.rms_norm_backward,
+    modelled=modelled.rms_norm_backward,
     fake=lambda dy, x, weight, *_: (x.new_empty(x.shape), weight.new_empty(weight.shape)),
 )
 _rms_norm = declare(
     "rms_norm(Tensor x, Tensor weight, float eps) -> (Tensor y, Tensor rstd)",
     reference=reference.rms_norm,
+    modelled=modelled.rms_norm,
     fake=lambda x, weight, eps: (x.new_empty(x.shape), _fake_rstd(x)),
     save=_save,
     backward=_backward,
@@ -126,6 +129,7 @@ _rms_norm_residual = declare(
     "rms_norm_residual(Tensor x, Tensor residual, Tensor weight, float eps)"
     " -> (Tensor y, Tensor new_residual, Tensor rstd)",
     reference=reference.rms_norm_residual,
+    modelled=modelled.rms_norm_residual,
     fake=lambda x, residual, weight, eps: (x.new_empty(x.shape), x.new_empty(x.shape), _fake_rstd(x)),
     save=_save_residual,
     backward=_backward_residual,
@@ -133,11 +137,13 @@ _rms_norm_residual = declare(
 _rms_norm_quantize = declare(
     "rms_norm_quantize(Tensor x, Tensor weight, float eps, bool pow2) -> (Tensor q, Tensor scale, Tensor rstd)",
     reference=reference.rms_norm_quantize,
+    modelled=modelled.rms_norm_quantize,
     fake=lambda x, *_: _fake_quantized(x),
 )
 _rms_norm_residual_quantize = declare(
     "rms_norm_residual_quantize(Tensor x, Tensor residual, Tensor weight, float eps, bool pow2)"
     " -> (Tensor q, Tensor scale, Tensor rstd, Tensor new_residual)",
     reference=reference.rms_norm_residual_quantize,
+    modelled=modelled.rms_norm_residual_quantize,
     fake=lambda x, *_: (*_fake_quantized(x), x.new_empty(x.shape)),
 )

@@ -21,7 +21,7 @@ from .reference import optimizer as reference
 
 __all__ = ["CpuEma", "adamw_", "clip_grad_norm"]
 
-_MOMENTS = (torch.float32, torch.bfloat16)
+_FLOATS = (torch.float32, torch.bfloat16)
 _PIECE = 1 << 14  # elements; below ATen's threading grain: the worker never takes the training's cores
 
 _adamw = declare(
@@ -66,7 +66,7 @@ def adamw_(
     """One AdamW step in place, for lists of tensors (any shapes and strides, empty ones too).
 
     params:       fp32 master weights, updated.
-    grads:        fp32, same shapes; read only.
+    grads:        fp32 or bf16, same shapes; read only.
     exp_avg, exp_avg_sq: fp32 or bf16 moments, updated. The update uses them before they are rounded to bf16.
     lr, beta1, beta2, eps: as published except eps, which the report does not give.
     weight_decay: decoupled; one number, or one per tensor (0 for the tensors that do not decay).
@@ -118,7 +118,7 @@ def adamw_(
     for i, param in enumerate(params):
         check_tensor(f"params[{i}]", param, dtype=torch.float32, device=params[0].device)
         for name, tensors in lists.items():
-            dtype = torch.float32 if name == "grads" else torch.bfloat16 if name == "out" else _MOMENTS
+            dtype = torch.bfloat16 if name == "out" else _FLOATS
             check_tensor(f"{name}[{i}]", tensors[i], dtype=dtype, shape=param.shape, device=param.device)
     if count == 0:
         return
@@ -244,7 +244,7 @@ class CpuEma:
             )
         for name, param in params.items():
             shape = None if shadow is None else shadow[name].shape
-            check_tensor(f"params[{name!r}]", param, dtype=_MOMENTS, shape=shape)
+            check_tensor(f"params[{name!r}]", param, dtype=_FLOATS, shape=shape)
 
     def _snapshot(self, params: Mapping[str, Tensor], buffer: dict[str, Tensor]) -> torch.cuda.Event | None:
         on_device = [p for p in params.values() if p.is_cuda]

@@ -40,6 +40,7 @@ __all__ = [
     "quantize_128x1",
     "quantize_128x128",
     "requantize_128x1",
+    "requantize_e5m6_128x1",
     "transpose_128x128",
     "unpack_e5m6",
 ]
@@ -119,6 +120,22 @@ def requantize_128x1(q: Tensor, scale: Tensor, *, offsets: Tensor | None = None)
     return _requantize_128x1_grouped(q, scale, offsets)
 
 
+def requantize_e5m6_128x1(
+    packed: Tensor, scale: Tensor, hidden: int, *, offsets: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """Turn an activation cached in E5M6 tiles into e4m3 128 x 1 tiles stored transposed (section 3.5.2).
+
+    packed, scale: of `pack_e5m6` with granularity "tile" of ``x [T, hidden]``, here the input of the Linear after
+    attention, which its Wgrad needs. Equals ``quantize_128x1(unpack_e5m6(packed, scale, hidden, dtype=float32),
+    pow2=True, offsets=offsets)`` without the values ever being written, and returns the same things.
+    """
+    _check_packed(packed, scale, hidden, "tile")
+    if offsets is None:
+        return _requantize_e5m6_128x1(packed, scale, hidden)
+    _check_offsets(offsets, packed.device)
+    return _requantize_e5m6_128x1_grouped(packed, scale, hidden, offsets)
+
+
 def pack_e5m6(x: Tensor, *, granularity: str = "tile") -> tuple[Tensor, Tensor]:
     """Quantise ``x [T, H]`` to E5M6: sign, 5 exponent bits (bias 15), 6 mantissa bits; 1.5 bytes per value.
 
@@ -143,15 +160,9 @@ def unpack_e5m6(
     dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:
     """The values of `pack_e5m6` with ``hidden`` = H: value * scale in fp32, then one rounding to ``dtype``. [T, H]"""
-    check_tensor("packed", packed, dtype=torch.uint8, ndim=2)
     check_choice("granularity", granularity, ("tile", "row"))
     check_choice("dtype", dtype, (torch.bfloat16, torch.float32))
-    require(hidden >= 0, "hidden", "must not be negative", hidden)
-    tokens = packed.shape[0]
-    rule = f"must have ceil(hidden / 8) * 12 columns, {ceil_div(hidden, 8) * 12} for hidden {hidden}"
-    require(packed.shape[1] == ceil_div(hidden, 8) * 12, "packed", rule, f"shape {tuple(packed.shape)}")
-    shape = [tokens] if granularity == "row" else _row_scale_shape(tokens, hidden)
-    check_tensor("scale", scale, dtype=torch.float32, shape=shape, device=packed.device)
+    _check_packed(packed, scale, hidden, granularity)
     return _unpack_e5m6(packed, scale, hidden, granularity, dtype)
 
 
@@ -209,6 +220,16 @@ def _check_offsets(offsets: Tensor, device: torch.device) -> None:
 def _check_rows(q: Tensor, scale: Tensor) -> None:
     check_tensor("q", q, dtype=E4M3, ndim=2)
     check_tensor("scale", scale, dtype=torch.float32, shape=_row_scale_shape(*q.shape), device=q.device)
+
+
+def _check_packed(packed: Tensor, scale: Tensor, hidden: int, granularity: str) -> None:
+    check_tensor("packed", packed, dtype=torch.uint8, ndim=2)
+    require(hidden >= 0, "hidden", "must not be negative", hidden)
+    tokens = packed.shape[0]
+    rule = f"must have ceil(hidden / 8) * 12 columns, {ceil_div(hidden, 8) * 12} for hidden {hidden}"
+    require(packed.shape[1] == ceil_div(hidden, 8) * 12, "packed", rule, f"shape {tuple(packed.shape)}")
+    shape = [tokens] if granularity == "row" else _row_scale_shape(tokens, hidden)
+    check_tensor("scale", scale, dtype=torch.float32, shape=shape, device=packed.device)
 
 
 def _check_blocks(q: Tensor, scale: Tensor) -> None:
@@ -292,6 +313,19 @@ _requantize_128x1_grouped = declare(
     " -> (Tensor q_t, Tensor scale_t, Tensor padded_offsets)",
     reference=reference.requantize_128x1_grouped,
     fake=lambda q, scale, offsets: _fake_grouped_columns(q, offsets),
+)
+_requantize_e5m6_128x1 = declare(
+    "requantize_e5m6_128x1(Tensor packed, Tensor scale, SymInt hidden) -> (Tensor q_t, Tensor scale_t)",
+    reference=reference_e5m6.requantize_e5m6_128x1,
+    fake=lambda packed, scale, hidden: _fake_columns(packed.new_empty((packed.shape[0], hidden))),
+)
+_requantize_e5m6_128x1_grouped = declare(
+    "requantize_e5m6_128x1_grouped(Tensor packed, Tensor scale, SymInt hidden, Tensor offsets)"
+    " -> (Tensor q_t, Tensor scale_t, Tensor padded_offsets)",
+    reference=reference_e5m6.requantize_e5m6_128x1_grouped,
+    fake=lambda packed, scale, hidden, offsets: _fake_grouped_columns(
+        packed.new_empty((packed.shape[0], hidden)), offsets
+    ),
 )
 _pack_e5m6 = declare(
     "pack_e5m6(Tensor x, str granularity) -> (Tensor packed, Tensor scale)",

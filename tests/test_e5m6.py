@@ -17,7 +17,7 @@ from deepseek_ops import quantize as quant
 from deepseek_ops._registry import OPS
 
 from . import oracle_quantize as oracle
-from .quantize_cases import random_tensor, special_rows, strided
+from .quantize_cases import check_columns, i32, random_tensor, special_rows, strided
 
 GRANULARITY = pytest.mark.parametrize("granularity", ["tile", "row"])
 LARGEST = 65024.0
@@ -53,7 +53,7 @@ def packed_codes(codes):
 
 
 @GRANULARITY
-def test_special_tiles(granularity):
+def test_special_tiles(granularity, backend_name):
     check(special_rows(384), granularity)
     check(special_rows(128), granularity)
 
@@ -65,12 +65,12 @@ def test_special_tiles(granularity):
     make=st.sampled_from([lambda x: x, strided, lambda x: x.t().contiguous().t()]),
     seed=st.integers(0, 99),
 )
-def test_random_tensors(granularity, shape, dtype, make, seed):
+def test_random_tensors(granularity, shape, dtype, make, seed, backend_name):
     check(make(random_tensor(seed, *shape, dtype=dtype)), granularity)
 
 
 @GRANULARITY
-def test_rounding_at_every_decision_point(granularity):
+def test_rounding_at_every_decision_point(granularity, backend_name):
     """The middle of every two neighbouring codes (subnormals included), one ulp beside, at scale 1, both signs."""
     finite = [oracle.decode(code, oracle.E5M6) for code in range(0x7C0)]
     assert finite[0x7BF] == LARGEST
@@ -85,7 +85,7 @@ def test_rounding_at_every_decision_point(granularity):
     assert (scale == 1).all()
 
 
-def test_every_code_unpacks_and_packs_again():
+def test_every_code_unpacks_and_packs_again(backend_name):
     codes = [code for code in range(4096) if code & 0x7FF < 0x7C0]
     packed = packed_codes(codes)
     tiles = len(codes) // 128
@@ -98,7 +98,7 @@ def test_every_code_unpacks_and_packs_again():
     assert torch.equal(again, packed)
 
 
-def test_first_value_is_in_the_most_significant_bits_of_little_endian_words():
+def test_first_value_is_in_the_most_significant_bits_of_little_endian_words(backend_name):
     codes = [0x123, 0x456, 0x789, 0xABC, 0xDEF, 0x012, 0x345, 0x678]
     # words 0x12345678 0x9ABCDEF0 0x12345678
     assert oracle.pack_words(codes) == [*bytes.fromhex("78563412 F0DEBC9A 78563412")]
@@ -114,7 +114,7 @@ def test_first_value_is_in_the_most_significant_bits_of_little_endian_words():
 
 @GRANULARITY
 @pytest.mark.parametrize("hidden", [0, 5, 128, 300])
-def test_unpacked_values(granularity, hidden):
+def test_unpacked_values(granularity, hidden, backend_name):
     x = random_tensor(3, 6, hidden)
     packed, scale = quant.pack_e5m6(x, granularity=granularity)
     codes, _ = oracle.quantize_rows(x.double().tolist(), oracle.E5M6, pow2=True)
@@ -135,7 +135,7 @@ def test_unpacked_values(granularity, hidden):
         assert ((held - x.double()).abs() <= x.double().abs() * relative + smallest * 1.01).all()
 
 
-def test_special_values_come_back():
+def test_special_values_come_back(backend_name):
     x = torch.tensor([[math.inf, -math.inf, math.nan, 70000.0, -1.0, -0.0, 2.0**-21, 2.0**-20]])
     for granularity in ("tile", "row"):
         packed, scale = quant.pack_e5m6(x, granularity=granularity)
@@ -146,14 +146,14 @@ def test_special_values_come_back():
 
 
 @given(seed=st.integers(0, 999))
-def test_powers_of_two_never_move_a_value_again(seed):
+def test_powers_of_two_never_move_a_value_again(seed, backend_name):
     x = random_tensor(seed, 3, 200)
     values = quant.unpack_e5m6(*quant.pack_e5m6(x), 200, dtype=torch.float32)
     assert torch.equal(quant.unpack_e5m6(*quant.pack_e5m6(values), 200, dtype=torch.float32), values)
 
 
 @GRANULARITY
-def test_rounding_has_no_direction(granularity):
+def test_rounding_has_no_direction(granularity, backend_name):
     x = torch.rand(128, 1024, generator=torch.Generator().manual_seed(13)) * 2 - 1
     packed, scale = quant.pack_e5m6(x, granularity=granularity)
     got = quant.unpack_e5m6(packed, scale, 1024, granularity=granularity, dtype=torch.float32)
@@ -163,16 +163,62 @@ def test_rounding_has_no_direction(granularity):
     assert abs(error.mean()) < 4 * error.std() / error.numel() ** 0.5
 
 
-def test_cached_tile_becomes_the_backward_operand():
+def test_cached_tile_becomes_the_backward_operand(backend_name):
     """Section 3.5.2: a 1 x 128 E5M6 tile is turned into a 128 x 1 e4m3 tile in the backward pass."""
     x = random_tensor(5, 130, 7, spread=2)
-    cached = quant.unpack_e5m6(*quant.pack_e5m6(x), 7, dtype=torch.float32)
-    q_t, scale = quant.quantize_128x1(cached, pow2=True)
+    packed, packed_scale = quant.pack_e5m6(x)
+    q_t, scale = quant.requantize_e5m6_128x1(packed, packed_scale, 7)
+    cached = quant.unpack_e5m6(packed, packed_scale, 7, dtype=torch.float32)
+    check_columns(cached, q_t, scale, pow2=True)
     error = (quant.dequantize_128x1(q_t, scale, 130) - x).abs()
     assert (error <= x.abs() * (2.0**-4 + 2.0**-7 + 2.0**-11) + x.abs().amax() * 2.0**-17).all()
 
 
-def test_unpacking_from_an_unaligned_view():
+@given(
+    sizes=st.lists(st.sampled_from([0, 1, 127, 130]), min_size=0, max_size=3),
+    first=st.sampled_from([0, 5]),
+    rest=st.sampled_from([0, 3]),
+    hidden=st.sampled_from([0, 1, 8, 16, 130]),
+    seed=st.integers(0, 99),
+)
+def test_turning_equals_unpacking_and_quantising(sizes, first, rest, hidden, seed, backend_name):
+    offsets = np.cumsum([first, *sizes])
+    x = random_tensor(seed, int(offsets[-1]) + rest, hidden, spread=8)
+    packed, scale = quant.pack_e5m6(x)
+    cached = quant.unpack_e5m6(packed, scale, hidden, dtype=torch.float32)
+    for group in (None, i32(offsets.tolist())):
+        got = quant.requantize_e5m6_128x1(packed, scale, hidden, offsets=group)
+        want = quant.quantize_128x1(cached, pow2=True, offsets=group)
+        assert len(got) == len(want)
+        for a, b in zip(got, want, strict=True):
+            assert a.dtype == b.dtype and a.is_contiguous()
+            assert torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+def test_turning_rounds_only_what_underflows_or_has_more_bits(backend_name):
+    """Every E5M6 value of 3 mantissa bits that its new tile can hold is kept exactly."""
+    kept = torch.tensor([m / 8 * 2.0**e for e in range(-4, 4) for m in range(8, 16)])
+    x = torch.cat([kept, -kept]).repeat(2, 1)
+    packed, scale = quant.pack_e5m6(x)
+    q_t, scale_t = quant.requantize_e5m6_128x1(packed, scale, x.shape[1])
+    assert torch.equal(quant.dequantize_128x1(q_t, scale_t, 2), x)
+
+
+def test_turning_keeps_nan_in_its_tile(backend_name):
+    x = random_tensor(1, 200, 256, spread=2)
+    clean = quant.requantize_e5m6_128x1(*quant.pack_e5m6(x), 256)
+    x[150, 200] = -math.nan
+    packed, scale = quant.pack_e5m6(x)
+    q_t, scale_t = quant.requantize_e5m6_128x1(packed, scale, 256)
+    codes = q_t.view(torch.uint8)
+    assert codes[200, 150] == 0xFF and scale_t[1, 200] == 1.0 and q_t.float().isnan().sum() == 1
+    # The 1 x 128 tile of row 150 was packed with scale 1, so that its other columns hold saturated or tiny values.
+    outside = torch.ones(256, 256, dtype=torch.bool)
+    outside[128:256, 128:256] = False
+    assert torch.equal(codes[outside], clean[0].view(torch.uint8)[outside])
+
+
+def test_unpacking_from_an_unaligned_view(backend_name):
     x = random_tensor(9, 4, 128)
     packed, scale = quant.pack_e5m6(x)
     buffer = torch.zeros(packed.numel() + 1, dtype=torch.uint8)
@@ -184,7 +230,7 @@ def test_unpacking_from_an_unaligned_view():
 
 
 @GRANULARITY
-def test_opcheck(granularity):
+def test_opcheck(granularity, backend_name):
     x = torch.randn(5, 260)
     packed, scale = quant.pack_e5m6(x, granularity=granularity)
     torch.library.opcheck(OPS["pack_e5m6"].raw, (x, granularity))
@@ -193,7 +239,7 @@ def test_opcheck(granularity):
     torch.library.opcheck(OPS["unpack_e5m6"].raw, (packed, scale, 260, granularity, torch.float32))
 
 
-def test_compiles_without_a_graph_break():
+def test_compiles_without_a_graph_break(backend_name):
     def cached(x, weight):
         packed, scale = quant.pack_e5m6(x, granularity="row")
         return (quant.unpack_e5m6(packed, scale, x.shape[1], granularity="row", dtype=x.dtype) * weight).sum()
@@ -223,8 +269,12 @@ PACKED, SCALE = torch.zeros(4, 384, dtype=torch.uint8), torch.ones(2, 4)
         (lambda: quant.unpack_e5m6(PACKED, SCALE, 256, granularity="all"), "granularity: must be one of"),
         (lambda: quant.unpack_e5m6(PACKED, SCALE, 256, dtype=torch.float64), "dtype: must be one of"),
         (lambda: quant.unpack_e5m6(PACKED, SCALE.double(), 256), "scale: must be float32"),
+        (lambda: quant.requantize_e5m6_128x1(X, SCALE, 256), "packed: must be uint8; got float32"),
+        (lambda: quant.requantize_e5m6_128x1(PACKED, SCALE, 257), "packed: must have ceil"),
+        (lambda: quant.requantize_e5m6_128x1(PACKED, SCALE[:1], 256), r"scale: must have shape \[2, 4\]"),
+        (lambda: quant.requantize_e5m6_128x1(PACKED, SCALE, 256, offsets=i32([])), "offsets: must have one element more"),
     ],
 )  # fmt: skip
-def test_argument_errors_name_argument_rule_and_value(call, message):
+def test_argument_errors_name_argument_rule_and_value(call, message, backend_name):
     with pytest.raises(ArgumentError, match=message):
         call()

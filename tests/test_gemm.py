@@ -14,7 +14,7 @@ from bench import accumulation as experiment
 from deepseek_ops import _registry
 from deepseek_ops import quantize as quant
 from deepseek_ops._emulation import ASYNCHRONY, SCHEDULES
-from deepseek_ops._gemm_checks import FP8_GEMM_TILES
+from deepseek_ops._gemm_checks import FP8_GEMM_TILES, FP8_WGRAD_TILES
 from deepseek_ops.gemm import fp8_gemm, fp8_gemm_grouped, fp8_gemm_masked, fp8_wgrad, fp8_wgrad_grouped
 
 from .quantize_cases import on_reference
@@ -104,7 +104,7 @@ def test_accuracy_criterion(k, positive, accumulation, backend_name):
 @of_sign
 @of_length
 @PROMOTED
-def test_accuracy_criterion_of_wgrad(k, positive, accumulation):
+def test_accuracy_criterion_of_wgrad(k, positive, accumulation, backend_name):
     assert meets_criterion(*product_of("wgrad", 48, 40, k, positive, accumulation), positive)
 
 
@@ -116,19 +116,21 @@ def test_the_criterion_sees_accumulation_without_promotion(k, kind, positive):
 
 
 @of_sign
+@pytest.mark.parametrize("kind", ["gemm", "wgrad"])
 @pytest.mark.parametrize("k", [2048, 16384])
-def test_the_criterion_sees_a_kernel_without_promotion(k, positive):
+def test_the_criterion_sees_a_kernel_without_promotion(k, kind, positive):
     reason = _registry.absent_reason("emulated")
     if reason:
         pytest.skip(f"backend emulated: {reason}")
+    shape = (48, 40) if kind == "gemm" else (64, 128)  # a whole tile: whichever promotion is lost shows
     with deepseek_ops.backend("emulated"):
-        assert meets_criterion(*product_of("gemm", 48, 40, k, positive, "hopper"), positive)
+        assert meets_criterion(*product_of(kind, *shape, k, positive, "hopper"), positive)
         sites = [site for site in deepseek_ops.drop_sites() if site.kind == "promotion"]
         assert sites and all(site.count > 0 for site in sites)
         with deepseek_ops.emulation(drop=("promotion", "")):
-            assert not meets_criterion(*product_of("gemm", 48, 40, k, positive, "hopper"), positive)
+            assert not meets_criterion(*product_of(kind, *shape, k, positive, "hopper"), positive)
         with deepseek_ops.emulation(drop=("promotion", "", 7)):  # only one of all
-            assert not meets_criterion(*product_of("gemm", 48, 40, k, False, "hopper"), False)
+            assert not meets_criterion(*product_of(kind, *shape, k, False, "hopper"), False)
 
 
 @given(
@@ -207,6 +209,47 @@ def test_edges_in_foreign_memory(m, n, k, case, backend_name):
     assert (torch.tensor([], dtype=dtype).set_(out.untyped_storage()) == 777.0).all()
 
 
+@pytest.mark.parametrize(
+    ("m", "n", "k", "case"), [(EDGE_M[(5 * i) % 12], *EDGE_NK[3 * i], i) for i in range(14)], ids=str
+)
+def test_edges_of_wgrad_in_foreign_memory(m, n, k, case, backend_name):
+    """The same for weight gradients, whose two operands are alike."""
+    torch.manual_seed(case)
+    (a, sa), (b, sb) = rows_of(m, k), rows_of(n, k)
+    dtype, accumulate = (BF16, FP32)[case % 2], case % 3 == 0
+    old = torch.randn(m, n).to(dtype)
+    operands = (
+        framed(a, 16, -k % 16 + 32, 0x7F),
+        framed(sa, 4, 8, float("nan")),
+        framed(b, 32, -k % 16 + 16, 0x7F),
+        framed(sb, 8, 4, float("nan")),
+    )
+    out = framed(old, (8, 1, 0)[case % 3], (8 - n % 8, 2, 3)[case % 3], 777.0)
+    before = [as_stored(x) for x in operands]
+    wide = on_reference(fp8_wgrad)(a, sa, b, sb, accumulation="hopper")
+    want = framed((old.float() + wide if accumulate else wide).to(dtype), 0, 0, 777.0)
+    result = fp8_wgrad(*operands, out=out, accumulate=accumulate, accumulation="hopper")
+    assert result is out and torch.equal(out, want)
+    assert all(torch.equal(as_stored(x), y) for x, y in zip(operands, before, strict=True))
+    out.fill_(777.0)
+    assert (torch.tensor([], dtype=dtype).set_(out.untyped_storage()) == 777.0).all()
+
+
+@PROMOTED
+@pytest.mark.parametrize(("m", "n", "k"), [(0, 8, 16), (7, 0, 16), (7, 8, 0), (0, 0, 0)])
+def test_empty_weight_gradients(m, n, k, accumulation, backend_name):
+    (a, sa), (b, sb) = rows_of(m, k), rows_of(n, k)
+    for offsets in (None, i32([0]), i32([0, 0, 0])):
+        op, more = (fp8_wgrad, ()) if offsets is None else (fp8_wgrad_grouped, (offsets,))
+        shape = (m, n) if offsets is None else (offsets.shape[0] - 1, m, n)
+        for dtype in (BF16, FP32):
+            result = op(a, sa, b, sb, *more, out_dtype=dtype, accumulation=accumulation)
+            assert torch.equal(result, torch.zeros(shape, dtype=dtype))
+        out = torch.ones(shape)
+        op(a, sa, b, sb, *more, out=out, accumulate=True, accumulation=accumulation)
+        assert (out == 1).all() or (k > 0 and offsets is None)
+
+
 @PROMOTED
 @pytest.mark.parametrize(("m", "n", "k"), [(0, 8, 16), (7, 0, 16), (7, 8, 0), (0, 0, 0)])
 def test_empty_products(m, n, k, accumulation, backend_name):
@@ -232,6 +275,41 @@ def test_knobs_change_no_bit(tile, backend_name):
     out = old.clone()
     fp8_gemm(a, sa, b, sb, out=out, accumulate=True, accumulation="hopper", tile=tile, num_sms=2)
     assert torch.equal(out, old + want)
+
+
+@pytest.mark.parametrize("tile", [None, *FP8_WGRAD_TILES], ids=lambda t: t and f"{t[0]}x{t[1]}")
+def test_knobs_of_wgrad_change_no_bit(tile, backend_name):
+    torch.manual_seed(0)
+    (a, sa), (b, sb), offsets = rows_of(200, 384), rows_of(264, 384), i32([0, 256, 256, 384])
+    want = on_reference(fp8_wgrad_grouped)(a, sa, b, sb, offsets, accumulation="hopper")
+    for num_sms, dtype in ((0, BF16), (1, FP32), (1000, FP32)):
+        knobs = {"accumulation": "hopper", "tile": tile, "num_sms": num_sms, "out_dtype": dtype}
+        assert torch.equal(fp8_wgrad_grouped(a, sa, b, sb, offsets, **knobs), want.to(dtype))
+        dense = fp8_wgrad(a[:, :256], sa[:2], b[:, :256], sb[:2], **knobs)
+        assert torch.equal(dense, want[0].to(dtype))
+    out = torch.randn(3, 200, 264)
+    added = out + want
+    added[1] = out[1]
+    fp8_wgrad_grouped(
+        a, sa, b, sb, offsets, out=out, accumulate=True, accumulation="hopper", tile=tile, num_sms=2
+    )
+    assert torch.equal(out, added)
+
+
+def test_twenty_runs_of_wgrad_give_the_same_bits(backend_name):
+    torch.manual_seed(0)
+    (a, sa), (b, sb), offsets = rows_of(130, 640), rows_of(136, 640), i32([0, 512, 512, 640])
+    with deepseek_ops.backend("modelled"):  # kernels have one order of sums, whatever was asked for
+        want = fp8_wgrad_grouped(a, sa, b, sb, offsets)
+    for seed in range(20):
+        options = {
+            "schedule": SCHEDULES[seed % 4],
+            "asynchrony": ASYNCHRONY[seed % 3],
+            "sm_count": 1 + seed % 5,
+        }
+        with deepseek_ops.emulation(seed=seed, **options):
+            got = fp8_wgrad_grouped(a, sa, b, sb, offsets, accumulation="hopper")
+        assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("out_dtype", [BF16, FP32])
@@ -300,7 +378,7 @@ def test_accumulate_is_one_rounding(accumulation, dtype, backend_name):
 
 @PROMOTED
 @pytest.mark.parametrize("dtype", [BF16, FP32])
-def test_accumulate_of_wgrad_is_one_rounding(accumulation, dtype):
+def test_accumulate_of_wgrad_is_one_rounding(accumulation, dtype, backend_name):
     check_accumulate(fp8_wgrad, rows_of, accumulation, dtype)
 
 
@@ -396,12 +474,12 @@ def test_masked_rows(counts, accumulation):
 
 @PROMOTED
 @grouped
-def test_grouped_wgrad_over_padded_tokens(sizes, spare, accumulation):
+def test_grouped_wgrad_over_padded_tokens(sizes, spare, accumulation, backend_name):
     torch.manual_seed(0)
     tokens, offsets = sum(sizes) + spare, offsets_of(sizes)
     dy, x = torch.randn(tokens, 20), torch.randn(tokens, 24)
-    a_t, sa, padded = quant.quantize_128x1(dy, offsets=offsets)
-    b_t, sb, _ = quant.quantize_128x1(x, offsets=offsets)
+    a_t, sa, padded = on_reference(quant.quantize_128x1)(dy, offsets=offsets)
+    b_t, sb, _ = on_reference(quant.quantize_128x1)(x, offsets=offsets)
     result = fp8_wgrad_grouped(a_t, sa, b_t, sb, padded, accumulation=accumulation)
     assert result.shape == (len(sizes), 20, 24) and result.dtype == FP32
     left, right = rows64(a_t, sa), rows64(b_t, sb)
@@ -424,7 +502,55 @@ def test_grouped_wgrad_over_padded_tokens(sizes, spare, accumulation):
     assert torch.equal(narrow, result.to(BF16))
 
 
-def test_wgrad_equals_gradient_of_the_quantised_linear_layer():
+def test_groups_of_wgrad_are_products_of_their_own_tokens(backend_name):
+    """Experts of 128 tokens among empty ones, and a long one: what others own, NaN here, never matters."""
+    torch.manual_seed(0)
+    sizes = [128, 0, 128, 128, 0, 512, 128, 0]
+    offsets = offsets_of([0, *sizes])[1:] + 128
+    (a, sa), (b, sb) = rows_of(70, 1280), rows_of(33, 1280)
+    for codes, scale in ((a, sa), (b, sb)):
+        codes.view(torch.uint8)[:, :128] = codes.view(torch.uint8)[:, 1152:] = 0x7F
+        scale[0] = scale[9] = float("nan")
+    result = fp8_wgrad_grouped(a, sa, b, sb, offsets, accumulation="hopper")
+    for g, (start, stop) in enumerate(itertools.pairwise(offsets.tolist())):
+        part, tiles = slice(start, stop), slice(start // 128, stop // 128)
+        alone = fp8_wgrad(
+            a[:, part].contiguous(), sa[tiles], b[:, part].contiguous(), sb[tiles], accumulation="hopper"
+        )
+        assert torch.equal(result[g], alone)
+        assert start < stop or (result[g] == 0).all()
+
+
+def test_scales_of_wgrad_belong_to_their_row_column_and_slice(backend_name):
+    # Each scale is a different power of two, or nearly: one taken from elsewhere is far off.
+    (a, sa), (b, sb) = rows_of(9, 384), rows_of(200, 384)
+    a, b = torch.ones(9, 384).to(E4M3), torch.ones(200, 384).to(E4M3)
+    sa = (1 + torch.arange(3)[:, None] * 16.0 + torch.arange(12)[None, :]).contiguous()
+    sb = (1 + torch.arange(3)[:, None] * 1000.0 + torch.arange(200)[None, :]).contiguous()
+    sa[:, 9:] = float("nan")  # padding never matters
+    want = (sa.double()[:, :9, None] * sb.double()[:, None, :] * 128).sum(0)
+    for accumulation in ("exact", "hopper"):
+        assert torch.allclose(fp8_wgrad(a, sa, b, sb, accumulation=accumulation).double(), want, rtol=1e-6)
+
+
+@PROMOTED
+def test_nan_and_infinity_of_wgrad_stay_in_their_rows_and_columns(accumulation, backend_name):
+    torch.manual_seed(0)
+    (a, sa), (b, sb) = rows_of(70, 272), rows_of(136, 272)
+    clean = fp8_wgrad(a, sa, b, sb, accumulation=accumulation)
+    b.view(torch.uint8)[9, 270] = 0x7F  # NaN in the tail of the tokens
+    sb[0, 133] = float("nan")
+    sa[1, 69] = float("inf")
+    a.view(torch.uint8)[69, 130] = 0x30  # infinity times something
+    result = fp8_wgrad(a, sa, b, sb, accumulation=accumulation)
+    assert result[:, [9, 133]].isnan().all() and not result[69].isfinite().any()
+    keep = torch.ones(136, dtype=torch.bool)
+    keep[[9, 133]] = False
+    assert torch.allclose(result[:69, keep], clean[:69, keep], rtol=1e-6, atol=1e-5)
+    assert accumulation == "exact" or torch.equal(result[:69, keep], clean[:69, keep])
+
+
+def test_wgrad_equals_gradient_of_the_quantised_linear_layer(backend_name):
     torch.manual_seed(0)
     dy, x = torch.randn(300, 20), torch.randn(300, 24)
     a_t, sa = quant.quantize_128x1(dy)

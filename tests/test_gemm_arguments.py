@@ -12,7 +12,7 @@ import deepseek_ops
 from deepseek_ops import ArgumentError, _registry
 from deepseek_ops import gemm as family
 from deepseek_ops import quantize as quant
-from deepseek_ops._gemm_checks import FP8_GEMM_TILES
+from deepseek_ops._gemm_checks import FP8_GEMM_TILES, FP8_WGRAD_TILES
 from deepseek_ops._registry import OPS
 
 E4M3, BF16, FP32 = torch.float8_e4m3fn, torch.bfloat16, torch.float32
@@ -195,14 +195,24 @@ def test_fp8_operands_are_not_written(name):
         assert torch.equal(arguments[key].view(torch.uint8), before.view(torch.uint8))
 
 
-# fp8_gemm has kernels: the same bodies on every backend.
+# These have kernels: the same bodies on every backend.
 @pytest.mark.parametrize(
     "body",
     [test_errors_of_outputs, test_accumulate_needs_out, test_errors_of_fp8_operands, test_opcheck],
     ids=lambda body: body.__name__.removeprefix("test_"),
 )
-def test_fp8_gemm_on_every_backend(body, backend_name):
-    body("fp8_gemm")
+@pytest.mark.parametrize("name", ["fp8_gemm", "fp8_wgrad", "fp8_wgrad_grouped"])
+def test_fp8_kernels_on_every_backend(body, name, backend_name):
+    body(name)
+
+
+@pytest.mark.parametrize("name", ["fp8_wgrad", "fp8_wgrad_grouped"])
+def test_fp8_wgrad_does_not_write_its_operands(name, backend_name):
+    arguments = valid(name)
+    for accumulation in ("exact", "hopper"):
+        call(name, **arguments, accumulation=accumulation)
+    for key, before in valid(name).items():
+        assert torch.equal(arguments[key].view(torch.uint8), before.view(torch.uint8))
 
 
 def test_fp8_gemm_does_not_write_its_operands(backend_name):
@@ -234,11 +244,66 @@ def test_errors_of_knobs(knobs, message, backend_name):
         assert out is None or (out == 777.0).all()
 
 
-def test_legal_tiles_are_those_of_the_kernels():
-    header = (Path(__file__).parents[1] / "csrc" / "gemm" / "fp8_gemm.h").read_text()
-    listed = header.split("kFp8GemmTiles[] = {", 1)[1].split(";", 1)[0]
+@pytest.mark.parametrize("name", ["fp8_wgrad", "fp8_wgrad_grouped"])
+def test_errors_of_knobs_of_wgrad(name, backend_name):
+    legal = ", ".join(map(str, FP8_WGRAD_TILES))
+    for knobs, message in (
+        ({"num_sms": -1}, "num_sms: must be an integer in 0..2^31-1 (0: all); got -1"),
+        ({"tile": (256, 128)}, f"tile: must be None or one of {legal}; got (256, 128)"),
+        ({"tile": 128}, f"tile: must be None or one of {legal}; got 128"),
+    ):
+        out = torch.full(call(name).shape, 777.0)
+        with refused(message):
+            call(name, **knobs, out=out)
+        assert (out == 777.0).all()
+
+
+@pytest.mark.parametrize(
+    ("file", "table", "tiles"),
+    [
+        ("fp8_gemm.h", "kFp8GemmTiles", FP8_GEMM_TILES),
+        ("fp8_wgrad.h", "kFp8WgradTiles", FP8_WGRAD_TILES),
+    ],
+)
+def test_legal_tiles_are_those_of_the_kernels(file, table, tiles):
+    header = (Path(__file__).parents[1] / "csrc" / "gemm" / file).read_text()
+    listed = header.split(f"{table}[] = {{", 1)[1].split(";", 1)[0]
     pairs = re.findall(r"\{(\d+), (\d+)\}", listed)
-    assert tuple((int(rows), int(columns)) for rows, columns in pairs) == FP8_GEMM_TILES
+    assert tuple((int(rows), int(columns)) for rows, columns in pairs) == tiles
+
+
+@pytest.mark.parametrize("name", ["emulated", "checked"])
+@pytest.mark.parametrize("op", ["fp8_wgrad", "fp8_wgrad_grouped"])
+def test_errors_of_wgrad_kernels_alone(op, name):
+    reason = _registry.absent_reason(name)
+    if reason:
+        pytest.skip(f"backend {name}: {reason}")
+    arguments, shape = valid(op), call(op).shape
+    out = torch.full((*shape[:-1], 16), 777.0)
+    with deepseek_ops.backend(name):
+        with refused("accumulation: must be exact or hopper, which kernels compute"):
+            call(op, accumulation="hopper_unpromoted")
+        with refused("a_t: must have stride 1 along dimension 1"):
+            call(op, a_t=arguments["a_t"].view(torch.uint8).T.contiguous().T.view(E4M3))
+        with refused(f"out: must have stride 1 along dimension {len(shape) - 1}"):
+            call(op, out=out[..., ::2])
+        shifted = torch.zeros(8, 272, dtype=torch.uint8)[:, 8:264].view(E4M3)
+        with refused("b: must start at a multiple of 16 bytes"):
+            call(op, b_t=shifted)
+        with refused("scale_b: must start at a multiple of 16 bytes"):
+            call(op, scale_b=torch.ones(2, 12)[:, 1:9])
+        if op == "fp8_wgrad_grouped":
+            overlapping = torch.full((1, *shape[1:]), 777.0).expand(2, -1, -1)
+            with refused("d_group_stride: must be at least the length of a group; got 0"):
+                call(op, out=overlapping)
+            with refused("offsets: must be contiguous"):
+                call(op, offsets=i32([0, 9, 128, 9, 256])[::2])
+        raw, positional = OPS[op].raw, tuple(arguments.values())
+        with refused(f"tile: must be one of {', '.join(map(str, FP8_WGRAD_TILES))}; got (128, 0)"):
+            raw(*positional, FP32, "hopper", 0, 128, 0)
+        with refused("tile_rows: must be in 0..2^31-1; got 1099511627776"):
+            raw(*positional, FP32, "hopper", 0, 2**40, 128)
+    assert (out == 777.0).all()
 
 
 @pytest.mark.parametrize("name", ["emulated", "checked"])

@@ -13,7 +13,8 @@ from deepseek_ops.gemm import gemm, gemm_grouped, gemm_masked, wgrad, wgrad_grou
 
 BF16, FP32, FP64 = torch.bfloat16, torch.float32, torch.float64
 NAN = float("nan")
-OPERANDS = pytest.mark.parametrize("dtype", [BF16, FP32, FP64], ids=["bf16", "fp32", "fp64"])
+# Kernels multiply bf16, so that it runs on every backend; the others are the reference's alone.
+OTHERS = pytest.mark.parametrize("dtype", [FP32, FP64], ids=["fp32", "fp64"])
 
 
 def i32(values) -> torch.Tensor:
@@ -39,10 +40,23 @@ def wgrad64(a: torch.Tensor, b: torch.Tensor, bounds: list[int]) -> torch.Tensor
     return torch.stack(pieces) if pieces else torch.zeros(0, a.shape[1], b.shape[1], dtype=FP64)
 
 
-@OPERANDS
+SIZES = pytest.mark.parametrize(("n", "k"), [(8, 16), (33, 144), (136, 576), (0, 16), (8, 0)])
+
+
+@OTHERS
 @pytest.mark.parametrize("m", [0, 1, 7, 65])
-@pytest.mark.parametrize(("n", "k"), [(8, 16), (33, 144), (136, 576), (0, 16), (8, 0)])
+@SIZES
 def test_dense_values(m, n, k, dtype):
+    check_dense_values(m, n, k, dtype)
+
+
+@pytest.mark.parametrize("m", [0, 1, 7, 65])
+@SIZES
+def test_dense_values_of_bf16(m, n, k, backend_name):
+    check_dense_values(m, n, k, BF16)
+
+
+def check_dense_values(m, n, k, dtype):
     torch.manual_seed(0)
     a, b = torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype)
     exact = a.double() @ b.double().T
@@ -53,15 +67,30 @@ def test_dense_values(m, n, k, dtype):
             assert result.dtype == out_dtype and close(result, exact, k)
 
 
-@OPERANDS
+@OTHERS
 def test_dense_outputs_and_accumulation(dtype):
+    check_dense_outputs_and_accumulation(dtype, slice(4, 28, 2))
+
+
+def test_bf16_outputs_with_gaps_inside_of_rows():
+    check_dense_outputs_and_accumulation(
+        BF16, slice(4, 28, 2)
+    )  # kernels want the elements of a row side by side
+
+
+@pytest.mark.parametrize("first", [4, 7, 8])
+def test_dense_outputs_and_accumulation_of_bf16(first, backend_name):
+    check_dense_outputs_and_accumulation(BF16, slice(first, first + 12))
+
+
+def check_dense_outputs_and_accumulation(dtype, columns):
     torch.manual_seed(0)
     a, b = torch.randn(9, 40).to(dtype), torch.randn(12, 40).to(dtype)
     for op, left, right in ((gemm, a, b), (wgrad, a.T, b.T)):
         for out_dtype in (FP64,) if dtype == FP64 else (BF16, FP32):
             wide = op(left, right, out_dtype=FP64 if dtype == FP64 else FP32)
             frame = torch.full((16, 40), 777.0, dtype=out_dtype)
-            view = frame[3:12, 4:28:2]
+            view = frame[3:12, columns]
             assert op(left, right, out=view) is view and torch.equal(
                 view, op(left, right, out_dtype=out_dtype)
             )
@@ -73,7 +102,7 @@ def test_dense_outputs_and_accumulation(dtype):
             assert (frame == 777.0).all()
 
 
-def test_bf16_sums_are_not_rounded_on_the_way():
+def test_bf16_sums_are_not_rounded_on_the_way(backend_name):
     # 1 + 4096 * 2^-9 stays 1 if the running sum is kept in bf16.
     a = torch.full((1, 4097), 2.0**-9).to(BF16)
     a[0, 0] = 1.0
@@ -89,16 +118,29 @@ def test_bf16_sums_are_not_rounded_on_the_way():
 sizes_of_groups = st.lists(st.sampled_from([0, 0, 1, 2, 3, 8, 33]), min_size=1, max_size=5)
 
 
-@given(
-    sizes_of_groups,
-    st.integers(0, 3),
-    st.integers(0, 3),
-    st.sampled_from([1, 5, 8, 16]),
-    st.sampled_from([1, 7, 8, 24]),
-    st.sampled_from([(BF16, None), (FP32, None), (FP64, None), (BF16, FP32), (FP32, BF16)]),
-    st.booleans(),
-)
+def any_groups(dtypes):
+    return given(
+        sizes_of_groups,
+        st.integers(0, 3),
+        st.integers(0, 3),
+        st.sampled_from([1, 5, 8, 16]),
+        st.sampled_from([1, 7, 8, 24]),
+        st.sampled_from(dtypes),
+        st.booleans(),
+    )
+
+
+@any_groups([(FP32, None), (FP64, None), (FP32, BF16)])
 def test_grouped_values_on_any_shape(sizes, before, after, k, n, dtypes, transposed):
+    check_grouped_values(sizes, before, after, k, n, dtypes, transposed)
+
+
+@any_groups([(BF16, None), (BF16, FP32)])
+def test_grouped_values_of_bf16_on_any_shape(backend_name, sizes, before, after, k, n, dtypes, transposed):
+    check_grouped_values(sizes, before, after, k, n, dtypes, transposed)
+
+
+def check_grouped_values(sizes, before, after, k, n, dtypes, transposed):
     """Aligned shapes take torch's grouped_mm in the reference, others a loop: one meaning."""
     torch.manual_seed(0)
     dtype, out_dtype = dtypes
@@ -137,9 +179,21 @@ def test_grouped_values_on_any_shape(sizes, before, after, k, n, dtypes, transpo
     assert close(sink, exact_wgrad, rows)
 
 
-@OPERANDS
-@pytest.mark.parametrize("counts", [[0, 0, 0], [5, 0, 7], [7, 7, 7], [0, 1, 0]])
+COUNTS_OF_7 = pytest.mark.parametrize("counts", [[0, 0, 0], [5, 0, 7], [7, 7, 7], [0, 1, 0]])
+
+
+@OTHERS
+@COUNTS_OF_7
 def test_masked_values(counts, dtype):
+    check_masked_values(counts, dtype)
+
+
+@COUNTS_OF_7
+def test_masked_values_of_bf16(counts, backend_name):
+    check_masked_values(counts, BF16)
+
+
+def check_masked_values(counts, dtype):
     torch.manual_seed(0)
     a, b = torch.randn(3, 7, 24).to(dtype), torch.randn(3, 16, 24).to(dtype)
     there = torch.arange(7)[None, :] < torch.tensor(counts)[:, None]
@@ -152,7 +206,7 @@ def test_masked_values(counts, dtype):
     assert (out[~there] == 777.0).all() and torch.equal(out[there], result[there])
 
 
-def test_repeats_bitwise():
+def test_repeats_bitwise(backend_name):
     torch.manual_seed(0)
     a, b, offsets = torch.randn(100, 64).to(BF16), torch.randn(4, 32, 64).to(BF16), i32([0, 10, 10, 60, 100])
     first = gemm_grouped(a, b, offsets), wgrad_grouped(a, a, offsets)
@@ -201,9 +255,18 @@ def test_gradients_of_first_and_second_order(name):
 
 
 @pytest.mark.parametrize("name", functions())
-@pytest.mark.parametrize(("dtype", "tolerance"), [(FP32, 1e-5), (BF16, 2e-2)], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("which", ["a", "b", "both"])
-def test_gradients_against_autograd(name, dtype, tolerance, which):
+def test_gradients_against_autograd(name, which):
+    check_gradients(name, FP32, 1e-5, which)
+
+
+@pytest.mark.parametrize("name", functions())
+@pytest.mark.parametrize("which", ["a", "b", "both"])
+def test_gradients_of_bf16_against_autograd(name, which, backend_name):
+    check_gradients(name, BF16, 2e-2, which)
+
+
+def check_gradients(name, dtype, tolerance, which):
     function, a_shape, b_shape = functions()[name]
     torch.manual_seed(0)
     a, b = torch.randn(a_shape).to(dtype), torch.randn(b_shape).to(dtype)
@@ -223,25 +286,29 @@ def test_gradients_against_autograd(name, dtype, tolerance, which):
             assert x.grad is None
 
 
-def test_gradients_skip_padding_and_foreign_rows():
+def test_gradients_skip_padding_and_foreign_rows(backend_name):
     torch.manual_seed(0)
-    a, b = torch.randn(3, 3, 4), torch.randn(3, 5, 4, requires_grad=True)
+
+    def draw(*shape):
+        return torch.randn(shape).to(BF16)
+
+    a, b = draw(3, 3, 4), draw(3, 5, 4).requires_grad_()
     a[0, 2], a[1] = NAN, NAN
     a.requires_grad_()
-    upstream = torch.randn(3, 3, 5)
+    upstream = draw(3, 3, 5)
     upstream[0, 2], upstream[1] = NAN, NAN
     gemm_masked(a, b, COUNTS).backward(upstream)
     assert b.grad.isfinite().all() and (b.grad[1] == 0).all() and (a.grad[0, 2] == 0).all()
-    a, b = torch.randn(7, 4), torch.randn(3, 5, 4, requires_grad=True)
+    a, b = draw(7, 4), draw(3, 5, 4).requires_grad_()
     a[0], a[6] = NAN, NAN
     a.requires_grad_()
-    upstream = torch.randn(7, 5)
+    upstream = draw(7, 5)
     upstream[0] = NAN
     gemm_grouped(a, b, OFFSETS).backward(upstream)
     assert b.grad.isfinite().all() and (a.grad[[0, 6]] == 0).all() and (b.grad[1] == 0).all()
 
 
-def test_gradient_of_a_wider_output_is_rounded_to_the_operands():
+def test_gradient_of_a_wider_output_is_rounded_to_the_operands(backend_name):
     torch.manual_seed(0)
     a = torch.randn(5, 3).to(BF16).requires_grad_()
     b = torch.randn(4, 3).to(BF16).requires_grad_()

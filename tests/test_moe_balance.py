@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import deepseek_ops
 from deepseek_ops import moe
 
 
@@ -60,6 +61,34 @@ def test_balance_loss_is_equation_17_per_sequence(case, selection):
     assert loss.shape == ()
 
 
+@given(sequences(), st.sampled_from(["biased", "unbiased"]))
+def test_balance_loss_in_fp32(backend_name, case, selection):
+    cu, tokens, experts, top_k, seed = case
+    scores = torch.rand(tokens, experts, generator=generator(seed)) + 0.01
+    topk_idx = torch.rand(tokens, experts, generator=generator(seed + 1)).argsort(1)[:, :top_k]
+    scores.requires_grad_()
+    cu_seqlens = torch.tensor(cu, dtype=torch.int32)
+    loss = moe.balance_loss(scores, topk_idx, cu_seqlens, alpha=0.3, selection=selection)
+    exact = oracle_balance(scores.detach(), topk_idx, cu, 0.3, selection)
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(exact, rel=2e-6)
+    loss.backward()
+    wide = scores.detach().double().requires_grad_()
+    with deepseek_ops.backend("reference"):
+        moe.balance_loss(wide, topk_idx, cu_seqlens, alpha=0.3, selection=selection).backward()
+    size = wide.grad.abs().max().item() if tokens else 0.0
+    torch.testing.assert_close(scores.grad.double(), wide.grad, rtol=1e-5, atol=1e-5 * size + 1e-7)
+    assert (scores.grad[cu[-1] :] == 0).all()
+
+
+def test_balance_loss_counts_no_padding_not_even_nan(backend_name):
+    """Tokens before the first border and past the last one."""
+    scores = torch.rand(9, 5, generator=generator(8))
+    topk_idx = scores.topk(2).indices
+    cu = torch.tensor([2, 4, 4, 7], dtype=torch.int32)
+    alone = moe.balance_loss(scores[2:7], topk_idx[2:7], cu - 2, alpha=1.0)
+    assert moe.balance_loss(scores, topk_idx, cu, alpha=1.0).item() == pytest.approx(alone.item(), rel=1e-6)
+
+
 def test_balance_loss_gradient_flows_through_p_alone():
     scores = torch.rand(11, 6, dtype=torch.float64, generator=generator(7)).requires_grad_()
     topk_idx = scores.detach().topk(2).indices
@@ -77,7 +106,7 @@ def test_balance_loss_gradient_flows_through_p_alone():
     assert (scores.grad[9:] == 0).all()
 
 
-def test_balance_loss_of_perfect_balance_is_alpha_and_of_collapse_is_e_over_k_times_alpha():
+def test_balance_loss_of_perfect_balance_is_alpha_and_of_collapse_is_e_over_k_times_alpha(backend_name):
     cu = torch.tensor([0, 8], dtype=torch.int32)
     even = torch.arange(8)[:, None] % 4
     loss = moe.balance_loss(torch.ones(8, 4), even, cu, alpha=0.01)
@@ -86,7 +115,7 @@ def test_balance_loss_of_perfect_balance_is_alpha_and_of_collapse_is_e_over_k_ti
     assert moe.balance_loss(collapsed, even * 0, cu, alpha=0.01).item() == pytest.approx(0.04, rel=1e-6)
 
 
-def test_balance_loss_selections_differ_when_the_bias_does():
+def test_balance_loss_selections_differ_when_the_bias_does(backend_name):
     scores = torch.tensor([[0.9, 0.1]]).expand(4, 2)
     cu, biased = torch.tensor([0, 4], dtype=torch.int32), torch.ones(4, 1, dtype=torch.int64)
     assert moe.balance_loss(scores, biased, cu, alpha=1).item() == pytest.approx(0.2)
@@ -97,7 +126,7 @@ def test_balance_loss_selections_differ_when_the_bias_does():
 
 
 @given(st.lists(st.integers(0, 2**50), min_size=1, max_size=40), st.sampled_from([0.0, 0.001, 0.5]))
-def test_update_bias_is_exact_in_integers(counts, speed):
+def test_update_bias_is_exact_in_integers(backend_name, counts, speed):
     bias = torch.linspace(-1, 1, len(counts))
     expected = []
     for old, count in zip(bias, counts, strict=True):
@@ -107,7 +136,7 @@ def test_update_bias_is_exact_in_integers(counts, speed):
     assert result is bias and torch.equal(bias, torch.stack(expected))
 
 
-def test_update_bias_sees_one_token_in_2_to_the_50():
+def test_update_bias_sees_one_token_in_2_to_the_50(backend_name):
     big = 2**50
     bias = torch.zeros(4)
     moe.update_bias_(bias, torch.tensor([big, big, big, big]), speed=0.001)

@@ -30,6 +30,13 @@ def toy():
             reference=lambda x, out: out.add_(x) and None,
             fake=lambda x, out: None,
         ),
+        "add_lists_": _registry.declare(
+            "toy_add_lists_(Tensor[] xs, float[] by, Tensor(a!)[] outs) -> ()",
+            reference=lambda xs, by, outs: (
+                [out.add_(b * x) for x, b, out in zip(xs, by, outs, strict=True)] and None
+            ),
+            fake=lambda xs, by, outs: None,
+        ),
         "reverse": _registry.declare(
             "toy_reverse(Tensor x) -> Tensor",
             reference=lambda x: x.flip(0),
@@ -87,6 +94,66 @@ def test_in_place_ops_write_and_autograd_notices(toy, on, target):
         frozen = torch.zeros(40)
         toy.add_(x, frozen)  # has no version, and needs none
         assert torch.equal(frozen, x)
+
+
+@on_each_host_target
+def test_lists_of_tensors_and_of_numbers(toy, on, target):
+    on(target)
+    sizes = (0, 1, 127, 300)
+    xs, outs = ([torch.randn(n) for n in sizes] for _ in range(2))
+    by = [1.0, -2.0, 0.5, 3.0]
+    expected = [out + b * x for x, b, out in zip(xs, by, outs, strict=True)]
+    assert toy.add_lists_(xs, by, outs) is None
+    assert all(map(torch.equal, outs, expected))
+    assert [t._version for t in outs] == [1] * 4 and [t._version for t in xs] == [0] * 4
+    toy_module(target).toy_add_lists_([], [], [])
+    toy.add_lists_(tuple(xs), tuple(by), [o.detach() for o in outs])
+    assert [t._version for t in outs] == [2] * 4  # views share it
+    torch.library.opcheck(toy.add_lists_.raw, (xs, by, outs))
+
+
+@on_each_host_target
+def test_elements_of_lists_are_checked_like_single_tensors(target):
+    module, room = toy_module(target), torch.zeros(1000)
+    parts = list(room.split(100))
+
+    def refused(*args):
+        with pytest.raises(ArgumentError) as error:
+            module.toy_add_lists_(*args)
+        return str(error.value)
+
+    one = [1.0]
+    assert refused(room, one, parts[:1]) == "xs: must be a list of tensors; got Tensor"
+    assert refused(None, one, parts[:1]) == "xs: must be a list of tensors; got NoneType"
+    assert refused([parts[0], 3], one, parts[:1]) == "xs[1]: must be a torch.Tensor; got int"
+    assert refused(parts[:1], 1.0, parts[1:2]) == "by: must be a list of numbers; got float"
+    assert refused(parts[:2], [1.0, "x"], parts[2:4]) == "by[1]: must be a number; got 'x'"
+    assert refused(parts[:2], [1.0, True], parts[2:4]) == "by[1]: must be a number; got True"
+    assert refused(parts[:2], [1.0], parts[2:4]) == "by: must be as long as xs and outs; got 1"
+    assert refused([torch.zeros(3).double()], one, [torch.zeros(3)]) == "xs[0]: must be float32; got float64"
+    assert refused([torch.zeros(3)], one, [torch.zeros(3, device="meta")]).startswith("outs[0]: must ")
+    # Nothing written overlaps anything: inputs, other elements of its own list, whatever the order of addresses.
+    for xs, outs in ((0, 0), (1, 1)):
+        text = refused([parts[5], parts[xs]], [1.0, 1.0], [parts[3], parts[outs]])
+        assert text.startswith("outs[1]: must not overlap xs[1]; got 400 bytes at ")
+    text = refused(parts[:2], [1.0, 1.0], [parts[4], parts[4]])
+    assert text.startswith(("outs[0]: must not overlap outs[1]", "outs[1]: must not overlap outs[0]"))
+    inside = refused([room[:900]], one, [parts[4]])
+    assert inside.startswith("outs[0]: must not overlap xs[0]; got 400 bytes at ")
+    outside = refused([parts[4], *parts[7:8]], [1.0, 1.0], [room[350:650], room[:100]])
+    assert outside.startswith("outs[0]: must not overlap xs[0]; got 1200 bytes at ")
+    behind_a_long_one = refused([room[:900], parts[9]], [1.0, 1.0], [torch.zeros(900), room[850:950]])
+    assert behind_a_long_one.startswith("outs[1]: must not overlap xs[0]")
+    module.toy_add_lists_([parts[0], parts[0]], [1.0, 1.0], parts[1:3])  # inputs may be read twice
+
+
+@on_each_host_target
+def test_a_list_of_thousands(target):
+    module, room, more = toy_module(target), torch.zeros(2000, 2), torch.zeros(2000, 2)
+    with pytest.raises(ArgumentError, match="by: must be as long as xs and outs; got 1"):  # the others hold
+        module.toy_add_lists_(list(more), [1.0], list(room))
+    with pytest.raises(ArgumentError, match=r"outs\[1999\]: must not overlap xs\[77\]"):
+        module.toy_add_lists_(list(more), [1.0], [*room[:1999], more[77]])
 
 
 @on_each_host_target

@@ -1,4 +1,4 @@
-"""AdamW and gradient clipping against scalar oracles, fp64 and torch.optim."""
+"""AdamW and gradient clipping against scalar oracles, fp64 and torch.optim, on every backend."""
 
 import math
 
@@ -54,8 +54,9 @@ def rne_bf16(x):
 
 @pytest.mark.parametrize("step", [1, 2, 100_000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_bit_follows_the_stated_formula(dtype, step):
+def test_every_bit_follows_the_stated_formula(dtype, step, backend_name):
     state = make(dtype=dtype)
+    state[1][0], state[1][4] = state[1][0].bfloat16(), state[1][4].bfloat16()  # gradients of either type
     params, grads, first, second = clone(state)
     out = [p.bfloat16() for p in params]
     adamw_(params, grads, first, second, step=step, out=out, grad_scale=torch.tensor(0.37), **KW)
@@ -78,7 +79,7 @@ def test_every_bit_follows_the_stated_formula(dtype, step):
     step=st.integers(1, 10**6),
     decay=st.floats(0, 1),
 )
-def test_close_to_fp64(p, g, m, v, step, decay):
+def test_close_to_fp64(p, g, m, v, step, decay, backend_name):
     tensors = [torch.tensor([x]) for x in (p, g, m, v)]
     exact = [float(t) for t in tensors]  # what the fp32 inputs are
     kw = {**KW, "weight_decay": decay}
@@ -90,7 +91,7 @@ def test_close_to_fp64(p, g, m, v, step, decay):
     assert float(tensors[3]) == pytest.approx(want_v, rel=1e-6, abs=1e-30)
 
 
-def test_fifty_steps_agree_with_torch_optim():
+def test_fifty_steps_agree_with_torch_optim(backend_name):
     params, *_ = make()
     theirs = [torch.nn.Parameter(p.clone()) for p in params]
     groups = [{"params": theirs[:2], "weight_decay": 0.1}, {"params": theirs[2:], "weight_decay": 0.0}]
@@ -111,7 +112,7 @@ def test_fifty_steps_agree_with_torch_optim():
         torch.testing.assert_close(mine, other.detach(), rtol=1e-6, atol=1e-6)
 
 
-def test_tiny_weight_decay_is_not_lost_in_rounding():
+def test_tiny_weight_decay_is_not_lost_in_rounding(backend_name):
     """Report's last phase: lr 7.3e-6 with decay 0.1 is 7.3e-7 per step, finer than fp32 just below one."""
     p = torch.ones(1)
     zero = torch.zeros(1)
@@ -120,7 +121,7 @@ def test_tiny_weight_decay_is_not_lost_in_rounding():
     assert 1 - float(p) == pytest.approx(7.3e-4, rel=0.03)
 
 
-def test_a_zero_gradient_with_zero_moments_only_decays():
+def test_a_zero_gradient_with_zero_moments_only_decays(backend_name):
     p = torch.tensor([2.0])
     zero = torch.zeros(1)
     adamw_([p], [zero], [zero.clone()], [zero.clone()], step=1, **KW)
@@ -128,7 +129,7 @@ def test_a_zero_gradient_with_zero_moments_only_decays():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_non_finite_gradients_change_nothing(bad):
+def test_non_finite_gradients_change_nothing(bad, backend_name):
     state = make(dtype=torch.bfloat16)
     params, grads, first, second = clone(state)
     grads[1][0, 3] = bad
@@ -140,7 +141,7 @@ def test_non_finite_gradients_change_nothing(bad):
     assert same(params, state[0]) and same(first, state[2]) and same(second, state[3]) and same(out, before)
 
 
-def test_layout_and_partition_do_not_matter(monkeypatch):
+def test_layout_and_partition_do_not_matter(monkeypatch, backend_name):
     """Strided tensors, one flat tensor, small chunks: always the same bits, also under stochastic rounding."""
     shape = (6, 10)
     state = make([shape], dtype=torch.bfloat16)
@@ -187,7 +188,7 @@ def scalar_noise(seed, step, index):
     step=st.integers(1, 2**40),
     index=st.one_of(st.integers(0, 2**45), st.integers(2**32 - 20, 2**32 + 5)),
 )
-def test_noise_is_the_documented_hash_and_rounds_to_a_neighbour(seed, step, index):
+def test_noise_is_the_documented_hash_and_rounds_to_a_neighbour(seed, step, index, backend_name):
     params, grads, first, second = make([(12,)], dtype=torch.bfloat16)
     exact = clone([params, grads, [first[0].float()], [second[0].float()]])
     adamw_(
@@ -230,7 +231,7 @@ def test_stochastic_rounding_keeps_what_is_exact():
         assert reference.stochastic_round(payloads, torch.full((3,), noise, dtype=torch.int32)).isnan().all()
 
 
-def test_bf16_second_moment_stalls_without_stochastic_rounding():
+def test_bf16_second_moment_stalls_without_stochastic_rounding(backend_name):
     """Why the option exists: at beta2 0.999 a step moves v by less than half a bf16 ulp."""
     n, steps, ends = 512, 400, []
     for stochastic in (False, True):
@@ -245,8 +246,11 @@ def test_bf16_second_moment_stalls_without_stochastic_rounding():
     assert ends[0] == 1.0 and ends[1] == pytest.approx(want, rel=5e-3)
 
 
-@given(st.lists(st.floats(-(2.0**66), 2.0**66, width=32), max_size=30), st.floats(1e-3, 1e3))
-def test_norm_is_the_fp64_norm(values, max_norm):
+@given(
+    values=st.lists(st.floats(-(2.0**66), 2.0**66, width=32), max_size=30),
+    max_norm=st.floats(1e-3, 1e3),
+)
+def test_norm_is_the_fp64_norm(values, max_norm, backend_name):
     grads = [torch.tensor(values[:7]), torch.tensor(values[7:]).reshape(1, -1)]
     norm, scale = clip_grad_norm(grads, max_norm)
     exact = float(np.float32(math.sqrt(math.fsum(float(np.float32(v)) ** 2 for v in values))))
@@ -255,7 +259,7 @@ def test_norm_is_the_fp64_norm(values, max_norm):
     assert norm.dtype == scale.dtype == torch.float32 and norm.shape == scale.shape == ()
 
 
-def test_norm_has_one_order_whatever_the_threads():
+def test_norm_has_one_order_whatever_the_threads(backend_name):
     g = torch.Generator().manual_seed(0)
     grads = [torch.randn(300_001, generator=g), torch.randn(17, 5, generator=g).T, torch.randn(4, 0)]
     want = clip_grad_norm(grads, 1.0)
@@ -271,7 +275,18 @@ def test_norm_has_one_order_whatever_the_threads():
         torch.set_num_threads(1)
 
 
-def test_clip_edges():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_norm_leaves_gradients_alone(dtype, backend_name):
+    grads = [torch.randn(40_000).to(dtype), torch.randn(3).to(dtype)]
+    before = [g.clone() for g in grads]
+    norm, _ = clip_grad_norm(grads, 1.0)
+    assert same(grads, before)
+    assert float(norm) == pytest.approx(
+        math.sqrt(sum(float(g.double().square().sum()) for g in grads)), rel=1e-7
+    )
+
+
+def test_clip_edges(backend_name):
     assert [float(x) for x in clip_grad_norm([], 1.0)] == [0.0, 1.0]
     assert [float(x) for x in clip_grad_norm([torch.zeros(0)], 1.0)] == [0.0, 1.0]
     assert [float(x) for x in clip_grad_norm([torch.tensor([3.0, 4.0])], math.inf)] == [5.0, 1.0]
@@ -313,7 +328,7 @@ def test_clip_edges():
         ({"params": [torch.zeros(3).bfloat16(), torch.zeros(2, 2)]}, r"params\[0\]: must be float32"),
     ],
 )
-def test_argument_errors_come_before_any_change(change, message):
+def test_argument_errors_come_before_any_change(change, message, backend_name):
     names = ("params", "grads", "exp_avg", "exp_avg_sq")
     lists = {name: [torch.ones(3), torch.ones(2, 2)] for name in names}
     kw = {**lists, **KW, "step": 1, **change}
@@ -332,13 +347,13 @@ def test_argument_errors_come_before_any_change(change, message):
         ([torch.ones(1), torch.ones(1, dtype=torch.int64)], 1.0, r"grads\[1\]: must be float32"),
     ],
 )
-def test_clip_argument_errors(grads, max_norm, message):
+def test_clip_argument_errors(grads, max_norm, message, backend_name):
     with pytest.raises(ArgumentError, match=message):
         clip_grad_norm(grads, max_norm)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_opcheck(dtype):
+def test_opcheck(dtype, backend_name):
     lists = make(dtype=dtype)
     out = [p.bfloat16() for p in lists[0]]
     common = ([0.1] * 5, 1e-2, 0.9, 0.95, 1e-8, 3)
@@ -347,7 +362,7 @@ def test_opcheck(dtype):
     torch.library.opcheck(module._clip_grad_norm.raw, (lists[1], 1.0))
 
 
-def test_compiles():
+def test_compiles(backend_name):
     def train_step(params, grads, first, second, out):
         norm, scale = clip_grad_norm(grads, 1.0)
         adamw_(params, grads, first, second, step=2, grad_scale=scale, out=out, **KW)
@@ -362,7 +377,7 @@ def test_compiles():
     assert all(same(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_parameters_that_require_grad_are_updated_without_a_graph():
+def test_parameters_that_require_grad_are_updated_without_a_graph(backend_name):
     p = torch.nn.Parameter(torch.ones(2))
     (p * p).sum().backward()
     adamw_([p], [p.grad], [torch.zeros(2)], [torch.zeros(2)], step=1, **KW)

@@ -9,14 +9,16 @@ from deepseek_ops import ArgumentError
 from deepseek_ops import quantize as quant
 from deepseek_ops._registry import OPS
 
-from .quantize_cases import E4M3, codes, i32, on_reference, random_tensor
+from .quantize_cases import E4M3, codes, i32, random_tensor
 
 
 def op_cases():
     x, offsets = torch.randn(130, 200), i32([0, 60, 60, 129])
     w = torch.randn(2, 130, 200)
     q, s = quant.quantize_1x128(x)
+    q_t, s_t = quant.quantize_128x1(x)
     qw, sw = quant.quantize_128x128(w)
+    packed, packed_scale = quant.pack_e5m6(x)
     return [
         ("quantize_1x128", (x, True, False)),
         ("quantize_1x128", (x.bfloat16(), False, True)),
@@ -30,15 +32,8 @@ def op_cases():
         ("transpose_128x128", (qw, sw)),
         ("requantize_128x1", (q, s)),
         ("requantize_128x1_grouped", (q, s, offsets)),
-    ]
-
-
-def op_cases_without_kernels():
-    x = torch.randn(130, 200)
-    q, s = quant.quantize_1x128(x)
-    q_t, s_t = quant.quantize_128x1(x)
-    qw, sw = quant.quantize_128x128(torch.randn(2, 130, 200))
-    return [
+        ("requantize_e5m6_128x1", (packed, packed_scale, 200)),
+        ("requantize_e5m6_128x1_grouped", (packed, packed_scale, 200, offsets)),
         ("dequantize_1x128", (q, s, torch.bfloat16)),
         ("dequantize_128x1", (q_t, s_t, 130, torch.float64)),
         ("dequantize_128x128", (qw, sw, torch.float32)),
@@ -50,11 +45,6 @@ named = {"argnames": "name, args", "ids": lambda v: v if isinstance(v, str) else
 
 @pytest.mark.parametrize(**named, argvalues=op_cases())
 def test_opcheck(name, args, backend_name):
-    check_op(name, args)
-
-
-@pytest.mark.parametrize(**named, argvalues=op_cases_without_kernels())
-def test_opcheck_of_ops_without_kernels(name, args):
     check_op(name, args)
 
 
@@ -93,7 +83,8 @@ def test_outputs_never_share_storage_with_inputs(backend_name):
         *quant.quantize_1x128_128x1(x),
         *quant.requantize_128x1(q, scale),
         *quant.transpose_128x128(q[:1, :1], scale[:1, :1]),
-        on_reference(quant.dequantize_1x128)(q, scale),
+        quant.dequantize_1x128(q, scale),
+        quant.requantize_e5m6_128x1(*quant.pack_e5m6(x), 128)[0],
     ]
     for result in results:
         result.view(torch.uint8).fill_(1)

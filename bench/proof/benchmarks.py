@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 import deepseek_ops
+from bench import moe as moe_bench
 from deepseek_ops import gemm, quantize
 
-from .claims import QUANTISERS, nominal_bandwidth
+from .claims import MOE_KERNELS, QUANTISERS, nominal_bandwidth
 from .measure import compare
-from .steps import GEMM_SHAPES, QUANTIZE_SHAPES
+from .steps import GEMM_SHAPES, MOE_TOKENS, QUANTIZE_SHAPES
 
 # Bytes moved per input element (research/gemm-quant.md section 7.2): bf16 in, fp8 and fp32 scales out.
 FLOOR_BYTES = {
@@ -199,6 +200,42 @@ def quantize_row(kernel: str, x: torch.Tensor) -> dict[str, Any]:
         "kernel": kernel,
         "shape": shape,
         "input_bytes": x.numel() * x.element_size(),
+        "candidates": timed,
+    }
+
+
+def bench_moe() -> dict[str, Any]:
+    """The MoE plumbing at DeepSeek-V3's shape, bytes per second against the floor, beside a copy of as many bytes."""
+    rows = []
+    for tokens in MOE_TOKENS:
+        rows += [moe_row(moe_bench.Case(kernel, tokens)) for kernel in MOE_KERNELS]
+        torch.cuda.empty_cache()
+    name = torch.cuda.get_device_name()
+    return {"rows": rows, "nominal_gbps": nominal_bandwidth(name), "summary": _summary(rows, "copy")}
+
+
+def moe_row(case: moe_bench.Case) -> dict[str, Any]:
+    """One op; compared with the reference where that fits beside it."""
+    with deepseek_ops.backend("cuda"):
+        call = moe_bench.call_of(case)
+
+    def ours() -> Any:
+        with deepseek_ops.backend("cuda"):
+            return call()
+
+    floor = moe_bench.floor_bytes(case)
+    timed = compare({"ours": ours, "copy": moe_bench.copy_of(floor)})
+    for result in timed.values():
+        if "median_us" in result:
+            result["gbps"] = round(1e-3 * floor / result["median_us"], 1)
+    if "median_us" in timed["ours"] and case.tokens <= MOE_TOKENS[0]:
+        with deepseek_ops.backend("reference"):
+            want = call()
+        timed["ours"]["correct"] = moe_bench.difference(ours(), want) == ""
+    return {
+        "kernel": case.op,
+        "shape": f"{case.tokens}",
+        "input_bytes": case.input_bytes,
         "candidates": timed,
     }
 

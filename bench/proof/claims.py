@@ -68,12 +68,17 @@ def _rows(data: Data) -> list[Data]:
     return rows
 
 
-def faster_than(baseline: str, ratio: float) -> Callable[[Data], Verdict]:
-    """Ours at least `ratio` times as fast as the baseline on every shape, and correct there (cold L2, medians)."""
+def faster_than(baseline: str, ratio: float, among: str = "") -> Callable[[Data], Verdict]:
+    """Ours at least `ratio` times as fast as the baseline on every shape, and correct there (cold L2, medians).
+
+    among: only shapes that have this candidate.
+    """
 
     def judge(data: Data) -> Verdict:
         worst: tuple[float, str] | None = None
         for row in _rows(data):
+            if among and among not in row["candidates"]:
+                continue
             ours, theirs = row["candidates"].get("ours", {}), row["candidates"].get(baseline, {})
             if ours.get("correct") is False:
                 return False, f"{row['shape']}: ours is wrong"
@@ -122,6 +127,17 @@ def _accurate(data: Data) -> Verdict:
 
 QUANTISERS = ("quantize_1x128", "quantize_128x1", "quantize_1x128_128x1", "quantize_128x128")
 
+# Share of HBM bandwidth that is claimed on inputs of 64 MB and more.
+MOE_KERNELS = {
+    "route": 0.6,
+    "route_backward": 0.7,
+    "balance_loss": 0.5,
+    "permute": 0.8,
+    "permute_quantized": 0.8,
+    "unpermute": 0.8,
+    "unpermute_backward": 0.8,
+}
+
 
 def _all() -> list[Claim]:
     claims = [
@@ -152,6 +168,25 @@ def _all() -> list[Claim]:
                 "bench-quantize", bandwidth_at_least(kernel, 0.88),
             ),
         ]  # fmt: skip
+    for kernel, share in MOE_KERNELS.items():
+        what = (
+            "Equals the reference to the byte"
+            if kernel.startswith("permute")
+            else "Equals the model up to rounding"
+        )
+        claims += [
+            Claim(f"{kernel}.results", kernel, what, "tests", tests_pass(f"test_moe_results[{kernel}-")),
+            Claim(f"{kernel}.repeat", kernel, "Twenty repeats are bitwise equal", "tests",
+                  tests_pass(f"test_moe_repeat[{kernel}]")),
+            Claim(
+                f"{kernel}.speed", kernel, f"At least {share:.0%} of HBM bandwidth on inputs of 64 MB and more",
+                "bench-moe", bandwidth_at_least(kernel, share),
+            ),
+        ]  # fmt: skip
+    claims.append(
+        Claim("permute.graph", "permute", "A MoE layer's plumbing is captured in a CUDA graph and replays", "tests",
+              tests_pass("test_moe_graph"))
+    )  # fmt: skip
     kernel = "fp8_gemm"
     claims += [
         Claim(
@@ -184,6 +219,94 @@ def _all() -> list[Claim]:
         Claim(
             "fp8_gemm.deepgemm", kernel, "At least 1.00x DeepGEMM at K >= 7168, M >= 4096", "bench-fp8_gemm-large",
             faster_than("deepgemm", 1.0),
+        )
+    )  # fmt: skip
+    return claims + _decoding() + _weight_gradients()
+
+
+def _decoding() -> list[Claim]:
+    claims = []
+    for kernel, step in (
+        ("fp8_gemm_decode", "bench-fp8_decode"),
+        ("fp8_gemm_masked_decode", "bench-fp8_masked_decode"),
+    ):
+        claims += [
+            Claim(f"{kernel}.bits", kernel, "Equals its model bit for bit", "tests", tests_pass(f"test_{kernel}_bits")),
+            Claim(
+                f"{kernel}.graph", kernel, "A launch is captured in a CUDA graph, replays on new data, and repeats",
+                "tests", tests_pass(f"test_{kernel}_graph"),
+            ),
+            Claim(
+                f"{kernel}.bandwidth", kernel, "At least 75 % of HBM bandwidth on weights of 64 MB and more", step,
+                bandwidth_at_least(kernel, 0.75),
+            ),
+            Claim(
+                f"{kernel}.speed", kernel, "At least 1.30x cuBLASLt blockwise", step, faster_than("cublaslt", 1.3)
+            ),
+        ]  # fmt: skip
+    kernel = "fp8_gemm_decode"
+    claims.append(
+        Claim(
+            f"{kernel}.batch", kernel, "A row has the same bits in every batch", "tests", tests_pass(f"test_{kernel}_batch")
+        )
+    )  # fmt: skip
+    return claims
+
+
+def _weight_gradients() -> list[Claim]:
+    claims = []
+    for kernel in ("fp8_wgrad", "fp8_wgrad_grouped"):
+        claims += [
+            Claim(
+                f"{kernel}.bits", kernel, "Equals the `hopper` reference bit for bit", "tests",
+                tests_pass(f"test_{kernel}_bits["),
+            ),
+            Claim(f"{kernel}.repeat", kernel, "Twenty repeats are bitwise equal", "tests", tests_pass(f"test_{kernel}_repeat")),
+            Claim(
+                f"{kernel}.accuracy", kernel, "fp32 output within relRMS 3e-4 of fp64", f"bench-{kernel}", _accurate
+            ),
+            Claim(
+                f"{kernel}.deepgemm", kernel, "At least 1.15x DeepGEMM's own 1D1D kernel, accumulating in fp32",
+                f"bench-{kernel}", faster_than("deepgemm", 1.15),
+            ),
+        ]  # fmt: skip
+    claims += [
+        Claim(
+            "fp8_wgrad.speed", "fp8_wgrad", "At least 1.00x cuBLASLt blockwise with the addition that it needs",
+            "bench-fp8_wgrad", faster_than("cublaslt", 1.0),
+        ),
+        Claim(
+            "fp8_wgrad_grouped.graph", "fp8_wgrad_grouped", "A captured launch replays with other offsets", "tests",
+            tests_pass("test_fp8_wgrad_grouped_graph"),
+        ),
+    ]  # fmt: skip
+    kernel = "bf16_gemm"
+    for name, text in (
+        ("bits", "Equals the tensor-core model bit for bit, in any major and grouping"),
+        ("repeat", "Twenty repeats are bitwise equal"),
+        ("graph", "A launch is captured in a CUDA graph and replays with other offsets"),
+    ):
+        claims.append(Claim(f"bf16_gemm.{name}", kernel, text, "tests", tests_pass(f"bf16_gemm_{name}")))
+    for baseline, what in (("cublas", "dense products"), ("torch", "grouped products")):
+        claims.append(
+            Claim(
+                f"bf16_gemm.speed.{baseline}", kernel, f"At least 0.97x PyTorch's {what}", "bench-bf16_gemm",
+                faster_than(baseline, 0.97, baseline),
+            )
+        )  # fmt: skip
+    kernel = "linear_cross_entropy"
+    for name, text in (
+        ("values", "Loss and gradients equal the model up to the device's exp, ln and 1/x"),
+        ("repeat", "Twenty repeats are bitwise equal"),
+        ("graph", "A launch is captured in a CUDA graph and replays on new data"),
+    ):
+        claims.append(
+            Claim(f"loss.{name}", kernel, text, "tests", tests_pass(f"linear_cross_entropy_{name}"))
+        )
+    claims.append(
+        Claim(
+            "loss.speed", kernel, "Forward and gradients at least as fast as PyTorch's unfused formula", "bench-loss",
+            faster_than("eager", 1.0, "eager"),
         )
     )  # fmt: skip
     return claims

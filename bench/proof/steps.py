@@ -28,7 +28,23 @@ GEMM_SHAPES: dict[str, list[tuple[int, int, int]]] = {  # M, N, K: research/gemm
     "decode": [(1, 7168, 2048), (16, 4096, 7168), (64, 4096, 7168), (128, 7168, 16384)],
 }
 
+# Few rows: M, N, K of one product, and experts, rows of each, room for rows, N, K of a batch.
+DECODE_SHAPES: list[tuple[int, int, int]] = [
+    (1, 2112, 7168), (16, 4096, 7168), (64, 4096, 7168), (8, 7168, 16384), (64, 7168, 16384), (64, 36864, 7168),
+]  # fmt: skip
+MASKED_DECODE_SHAPES: list[tuple[int, int, int, int, int]] = [
+    (6, 20, 64, 4096, 7168), (32, 20, 64, 4096, 7168), (32, 8, 64, 7168, 2048),
+]  # fmt: skip
+WGRAD_SHAPES: list[tuple[int, int, int]] = [  # M, N of the weight, tokens
+    (7168, 2112, 4096), (1536, 24576, 4096), (512, 32768, 4096), (7168, 16384, 8192),
+]  # fmt: skip
+WGRAD_GROUPED_SHAPES: list[tuple[int, int, int, int]] = [  # G, M, N, tokens of each group
+    (8, 4096, 7168, 4096), (8, 7168, 2048, 4096), (32, 4096, 7168, 512),
+]  # fmt: skip
+
 QUANTIZE_SHAPES: list[tuple[int, int]] = [(4096, 7168), (16384, 7168), (65536, 2048)]  # T, H
+
+MOE_TOKENS: list[int] = [4096, 16384, 65536]  # DeepSeek-V3's router and hidden size: bench/moe.py
 
 
 def all_steps() -> list[Step]:
@@ -65,6 +81,31 @@ def all_steps() -> list[Step]:
             )
         )  # fmt: skip
     steps += [
+        Step(
+            "bench-fp8_decode", "benchmark", "gemm", 4, 70, 240,
+            "fp8_gemm_decode beside fp8_gemm, cuBLASLt blockwise, DeepGEMM, cuBLAS bf16", ("build",),
+        ),
+        Step(
+            "bench-fp8_masked_decode", "benchmark", "gemm", 4, 45, 180,
+            "fp8_gemm_masked_decode beside a loop of cuBLASLt and DeepGEMM", ("build",),
+        ),
+    ]  # fmt: skip
+    steps += [
+        Step(
+            "bench-fp8_wgrad", "benchmark", "wgrad", 4, 50, 180,
+            "fp8_wgrad beside cuBLASLt blockwise, cuBLAS bf16, DeepGEMM", ("build",),
+        ),
+        Step(
+            "bench-fp8_wgrad_grouped", "benchmark", "wgrad", 4, 60, 240,
+            "fp8_wgrad_grouped beside torch's grouped bf16 product and DeepGEMM", ("build",),
+        ),
+        Step(
+            "bench-bf16_gemm", "benchmark", "gemm", 4, 120, 420, "bf16 GEMM, dense and grouped, beside cuBLAS", ("build",)
+        ),
+        Step(
+            "bench-loss", "benchmark", "loss", 4, 40, 180, "fused linear cross entropy beside the unfused formula", ("build",)
+        ),
+        Step("bench-moe", "benchmark", "moe", 4, 60, 240, "routing and permutation beside a plain copy", ("build",)),
         Step("bench-quantize", "benchmark", "quantize", 3, 40, 150, "quantisers beside a plain copy", ("build",)),
         Step(
             "micro-smem-port", "benchmark", "gemm", 5, 15, 90,

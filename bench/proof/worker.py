@@ -231,8 +231,26 @@ def work(step: str, golden: Path) -> dict[str, Any]:
         return benchmarks.ceilings()
     if step == "bench-quantize":
         return benchmarks.bench_quantize()
+    if step == "bench-loss":
+        from bench import loss
+
+        return loss.bench()
+    if step == "bench-bf16_gemm":
+        from bench import bf16_gemm
+
+        return bf16_gemm.bench()
+    if step == "bench-moe":
+        return benchmarks.bench_moe()
     if step.startswith("bench-fp8_gemm-"):
         return benchmarks.bench_gemm(step.removeprefix("bench-fp8_gemm-"))
+    if step in ("bench-fp8_decode", "bench-fp8_masked_decode"):
+        from .. import decode
+
+        return decode.prove_decode() if step == "bench-fp8_decode" else decode.prove_masked()
+    if step.startswith("bench-fp8_wgrad"):
+        from .. import wgrad
+
+        return wgrad.bench_grouped() if step.endswith("_grouped") else wgrad.bench_dense()
     raise SystemExit(f"no such step: {step!r}")
 
 

@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include <deque>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -89,6 +90,25 @@ Dtype dtype_from(const char* name, py::handle object) {
   fail(name, "must be a torch.dtype that kernels know", text);
 }
 
+// The name of element i of a list, for messages and reports: a view of a text that stays.
+const char* element_name(const char* list, size_t i) {
+  static std::unordered_map<std::string, std::deque<std::string>> known;
+  std::deque<std::string>& names = known[list];
+  while (names.size() <= i) names.push_back(std::string(list) + "[" + std::to_string(names.size()) + "]");
+  return names[i].c_str();
+}
+
+// The elements of a list or tuple, each by `convert(name, element)`.
+template <class T, class Convert>
+std::vector<T> list_from(const char* name, const char* rule, py::handle object, Convert convert) {
+  if (!PyList_Check(object.ptr()) && !PyTuple_Check(object.ptr())) fail(name, rule, type_name(object));
+  const auto items = py::reinterpret_borrow<py::sequence>(object);
+  std::vector<T> values;
+  values.reserve(items.size());
+  for (size_t i = 0; i < items.size(); ++i) values.push_back(convert(element_name(name, i), items[i]));
+  return values;
+}
+
 // By Python's own conversion; a bool is not a number here, nor a float an integer.
 template <class T>
 T scalar_from(const char* name, const char* rule, py::handle object) {
@@ -108,9 +128,14 @@ Value value_from(const Parameter& parameter, py::handle object) {
   if (object.is_none() && parameter.optional) return std::monostate();
   switch (parameter.kind) {
     case Kind::tensor: return tensor_from(name, object);
+    case Kind::tensors: return list_from<TensorView>(name, "must be a list of tensors", object, tensor_from);
     case Kind::boolean: return scalar_from<bool>(name, "must be a bool", object);
     case Kind::integer: return scalar_from<int64_t>(name, "must be a 64-bit integer", object);
     case Kind::real: return scalar_from<double>(name, "must be a number", object);
+    case Kind::reals:
+      return list_from<double>(name, "must be a list of numbers", object, [](const char* element, py::handle item) {
+        return scalar_from<double>(element, "must be a number", item);
+      });
     case Kind::text: return scalar_from<std::string>(name, "must be a string", object);
     case Kind::dtype: return dtype_from(name, object);
   }

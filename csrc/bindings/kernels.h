@@ -10,9 +10,10 @@
 //
 // The name is that of the op in deepseek_ops; parameters are the op's own, in its order, then one for each output,
 // allocated by the caller. Legal types: TensorView, OptionalTensor, bool, int64_t, double, std::string, Dtype, and
-// std::optional of the last five. Before the function runs the bindings have checked that tensors hold memory on
-// the right kind of device, all on one, that no `out` overlaps anything else, and (emulated targets) have told the
-// emulator which memory is whose. Everything else is for the function to check (common/checks.h).
+// std::optional of the last five; Tensors and Reals for lists, by const reference. Before the function runs the bindings
+// have checked that tensors hold memory on the right kind of device, all on one, that no `out` or `in_out` overlaps
+// anything else (nor an element of a list another element), and (emulated targets) have told the emulator which memory
+// is whose. Everything else is for the function to check (common/checks.h), the lengths of lists too.
 #pragma once
 
 #include <functional>
@@ -34,9 +35,9 @@ enum class Role : uint8_t {
   in,       // a tensor that is read
   out,      // a fresh tensor that is written
   in_out,   // Tensor(a!) of the op's schema
-  scalar    // anything that is not a tensor
+  scalar    // anything that is not a tensor, nor a list of them
 };
-enum class Kind : uint8_t { tensor, boolean, integer, real, text, dtype };
+enum class Kind : uint8_t { tensor, tensors, boolean, integer, real, reals, text, dtype };
 
 struct Parameter {
   const char* name;
@@ -49,8 +50,20 @@ inline Parameter out(const char* name) { return {name, Role::out}; }
 inline Parameter in_out(const char* name) { return {name, Role::in_out}; }
 inline Parameter scalar(const char* name) { return {name, Role::scalar}; }
 
+using Reals = std::vector<double>;
+
 // One argument of a call; monostate is Python's None.
-using Value = std::variant<std::monostate, TensorView, bool, int64_t, double, std::string, Dtype>;
+using Value = std::variant<std::monostate, TensorView, Tensors, bool, int64_t, double, Reals, std::string, Dtype>;
+
+// Calls visit(tensor, parameter) for each tensor of a call, those in lists included.
+template <class Visit>
+void each_tensor(const std::vector<Parameter>& parameters, const std::vector<Value>& values, Visit visit) {
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (const auto* one = std::get_if<TensorView>(&values[i])) visit(*one, parameters[i]);
+    if (const auto* list = std::get_if<Tensors>(&values[i]))
+      for (const TensorView& t : *list) visit(t, parameters[i]);
+  }
+}
 
 struct KernelEntry {
   std::string op;
@@ -72,7 +85,7 @@ class Module {
 template <class T>
 struct Argument {
   static constexpr bool optional = false;
-  static T from(const Value& value) { return std::get<T>(value); }
+  static const T& from(const Value& value) { return std::get<T>(value); }
 };
 template <class T>
 struct Argument<std::optional<T>> {
@@ -84,6 +97,8 @@ struct Argument<std::optional<T>> {
 
 template <class T> constexpr Kind kind_of() {
   if constexpr (std::is_same_v<T, TensorView>) return Kind::tensor;
+  else if constexpr (std::is_same_v<T, Tensors>) return Kind::tensors;
+  else if constexpr (std::is_same_v<T, Reals>) return Kind::reals;
   else if constexpr (std::is_same_v<T, bool>) return Kind::boolean;
   else if constexpr (std::is_same_v<T, int64_t>) return Kind::integer;
   else if constexpr (std::is_same_v<T, double>) return Kind::real;
@@ -98,7 +113,7 @@ KernelEntry make_kernel(const char* op, void (*host)(Stream, A...), std::vector<
   if (parameters.size() != sizeof...(A)) throw std::logic_error(std::string(op) + ": a name for each parameter");
   ((parameters[I].kind = kind_of<std::decay_t<A>>(), parameters[I].optional = Argument<std::decay_t<A>>::optional), ...);
   for (const Parameter& p : parameters)
-    if ((p.kind == Kind::tensor) == (p.role == Role::scalar))
+    if ((p.kind == Kind::tensor || p.kind == Kind::tensors) == (p.role == Role::scalar))
       throw std::logic_error(std::string(op) + ": role of parameter " + p.name);
   return {op, std::move(parameters), [host](void* stream, [[maybe_unused]] const Value* values) {
             host(static_cast<Stream>(stream), Argument<std::decay_t<A>>::from(values[I])...);

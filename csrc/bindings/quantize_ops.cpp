@@ -48,4 +48,31 @@ void bind_quantize(bindings::Module& to) {
   to.add(kernel("requantize_128x1_grouped", +[](Stream s, T q, T scale, T offsets, T q_t, T scale_t, T padded_offsets) {
     bind_requantize_128x1(q, scale, offsets, q_t, scale_t, padded_offsets, s);
   }, {in("q"), in("scale"), in("offsets"), out("q_t"), out("scale_t"), out("padded_offsets")}));
+
+  to.add(kernel("pack_e5m6", +[](Stream s, T x, const std::string& granularity, T packed, T scale) {
+    bind_pack_e5m6(x, packed, scale, granularity, s);
+  }, {in("x"), scalar("granularity"), out("packed"), out("scale")}));
+
+  to.add(kernel("unpack_e5m6", +[](Stream s, T packed, T scale, int64_t hidden, const std::string& granularity, Dtype, T x) {
+    bind_unpack_e5m6(packed, scale, hidden, granularity, x, s);
+  }, {in("packed"), in("scale"), scalar("hidden"), scalar("granularity"), scalar("dtype"), out("x")}));
+
+  to.add(kernel("requantize_e5m6_128x1", +[](Stream s, T packed, T scale, int64_t hidden, T q_t, T scale_t) {
+    bind_requantize_e5m6_128x1(packed, scale, hidden, std::nullopt, q_t, scale_t, std::nullopt, s);
+  }, {in("packed"), in("scale"), scalar("hidden"), out("q_t"), out("scale_t")}));
+
+  to.add(kernel("requantize_e5m6_128x1_grouped",
+                +[](Stream s, T packed, T scale, int64_t hidden, T offsets, T q_t, T scale_t, T padded_offsets) {
+    bind_requantize_e5m6_128x1(packed, scale, hidden, offsets, q_t, scale_t, padded_offsets, s);
+  }, {in("packed"), in("scale"), scalar("hidden"), in("offsets"), out("q_t"), out("scale_t"), out("padded_offsets")}));
+
+  to.add(kernel("dequantize_1x128", +[](Stream s, T q, T scale, Dtype, T x) { bind_dequantize_1x128(q, scale, x, s); },
+                {in("q"), in("scale"), scalar("dtype"), out("x")}));
+
+  to.add(kernel("dequantize_128x1", +[](Stream s, T q_t, T scale, int64_t tokens, Dtype, T x) {
+    bind_dequantize_128x1(q_t, scale, tokens, x, s);
+  }, {in("q_t"), in("scale"), scalar("tokens"), scalar("dtype"), out("x")}));
+
+  to.add(kernel("dequantize_128x128", +[](Stream s, T q, T scale, Dtype, T w) { bind_dequantize_128x128(q, scale, w, s); },
+                {in("q"), in("scale"), scalar("dtype"), out("w")}));
 }

@@ -61,12 +61,10 @@ class DeviceScope {
 
 void run_on_target(const KernelEntry& entry, const std::vector<Value>& values) {
   int device = kHost;
-  for (const Value& value : values) {
-    const auto* t = std::get_if<TensorView>(&value);
-    if (!t) continue;
-    require(t->device != kHost, t->name, "must be on a CUDA device", "cpu");
-    device = t->device;
-  }
+  each_tensor(entry.parameters, values, [&](const TensorView& t, const Parameter&) {
+    require(t.device != kHost, t.name, "must be on a CUDA device", "cpu");
+    device = t.device;
+  });
   if (device == kHost) fail(entry.op.c_str(), "needs at least one tensor", "none");
   check_architecture(device);
   const DeviceScope scope(device);

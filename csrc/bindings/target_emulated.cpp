@@ -40,6 +40,7 @@ void set_options(const py::dict& changes) {
                                      {"starve", Schedule::starve}, {"pct", Schedule::pct}});
     else if (name == "sm_count") o.sm_count = py::cast<uint32_t>(value);
     else if (name == "resident_clusters") o.resident_clusters = py::cast<uint32_t>(value);
+    else if (name == "banks") o.banks = py::cast<bool>(value);
     else if (name == "fast_tensor_core") o.fast_tensor_core = py::cast<bool>(value);
     else if (name == "off") o.off = py::cast<std::set<std::string>>(value);
     else if (name == "drop_kind") o.drop_kind = py::cast<std::string>(value);
@@ -72,6 +73,13 @@ py::list last_drop_sites() {
   return sites;
 }
 
+py::list last_bank_sites() {
+  py::list sites;
+  for (const emulator::BankSite& s : emulator::last_bank_sites())
+    sites.append(py::make_tuple(s.site, s.what, s.requests, s.wavefronts, s.least, s.worst));
+  return sites;
+}
+
 struct RegisteredBuffers {
   ~RegisteredBuffers() { emulator::clear_buffers(); }
 };
@@ -80,12 +88,10 @@ struct RegisteredBuffers {
 
 void run_on_target(const KernelEntry& entry, const std::vector<Value>& values) {
   const RegisteredBuffers cleared_at_the_end;
-  for (size_t i = 0; i < values.size(); ++i) {
-    const auto* t = std::get_if<TensorView>(&values[i]);
-    if (!t) continue;
-    require(t->device == kHost, t->name, "must be on the CPU, where the emulator runs", device_text(t->device));
-    emulator::register_buffer(t->data, static_cast<size_t>(t->span_bytes()), t->name, entry.parameters[i].role != Role::in);
-  }
+  each_tensor(entry.parameters, values, [](const TensorView& t, const Parameter& parameter) {
+    require(t.device == kHost, t.name, "must be on the CPU, where the emulator runs", device_text(t.device));
+    emulator::register_buffer(t.data, static_cast<size_t>(t.span_bytes()), t.name, parameter.role != Role::in);
+  });
   entry.run(nullptr, values.data());
 }
 
@@ -97,6 +103,7 @@ void bind_target(py::module_& module, const std::string& target) {
   module.def("set_options", &set_options, "The defaults of emulator::Options with these changes, for the next runs.");
   module.def("last_statistics", &last_statistics, "emulator::Statistics of the last run.");
   module.def("last_drop_sites", &last_drop_sites, "(kind, site, count) of each step that a mutation run may leave out.");
+  module.def("last_bank_sites", &last_bank_sites, "Fields of emulator::BankSite of each place, most conflicts first.");
   py::register_local_exception_translator([](std::exception_ptr p) {
     try {
       if (p) std::rethrow_exception(p);

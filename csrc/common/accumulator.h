@@ -22,6 +22,12 @@ struct WaveScales {
   int32_t border;   // column of the wave where the right block begins; anything >= Columns: nowhere
 };
 
+// Where the scale of a column lies among those of its 16 columns: the thread l % 4 = q owns columns 2q, 2q + 1 and
+// 8 + 2q, 8 + 2q + 1 and finds them side by side from 4q on. Pairs of columns stay pairs.
+HOPPER_DEVICE int32_t owner_order(int32_t column) {
+  return (column & ~15) | (column & 6) << 1 | (column & 8) >> 2 | (column & 1);
+}
+
 template <int Waves, int Columns>
 struct Accumulator {
   static_assert(Columns % 16 == 0 && Columns <= 256, "wgmma takes multiples of 8 columns, stmatrix pairs of them");
@@ -51,6 +57,23 @@ struct Accumulator {
       HOPPER_UNROLL for (int j = 0; j < 4; ++j) {
         const int r = 4 * i + j;
         sum[wave][r] = hopper::fma(partial[r], j < 2 ? upper : lower, sum[wave][r]);
+      }
+    }
+  }
+
+  // sum = fma(partial, row * column, sum) with a scale for each column, which lie in shared memory in the order in which
+  // threads own columns (owner_order): a thread reads those of four columns by 16 bytes, and the lanes of a quad read 64
+  // bytes without a bank conflict. `columns` is of the thread's first four: row scales of rows l / 4 and l / 4 + 8.
+  HOPPER_DEVICE void promote_columns(int wave, float upper, float lower, const float* columns,
+                                     hopper::Site site = HOPPER_HERE) {
+    if (hopper::dropped("promotion", site)) return;
+    HOPPER_UNROLL for (int i = 0; i < Columns / 16; ++i) {
+      const float4 four = *reinterpret_cast<const float4*>(columns + 16 * i);
+      const float scale[] = {four.x, four.y, four.z, four.w};
+      HOPPER_UNROLL for (int j = 0; j < 8; ++j) {
+        const int r = 8 * i + j;
+        const float s = hopper::mul_rn(j % 4 < 2 ? upper : lower, scale[j / 4 * 2 + j % 2]);
+        sum[wave][r] = hopper::fma(partial[r], s, sum[wave][r]);
       }
     }
   }

@@ -34,9 +34,11 @@ struct Pipeline {
   };
 
   // One thread; the caller then synchronises the block (or the cluster), which also publishes the barriers to TMA.
-  HOPPER_DEVICE void init(uint32_t consumer_warps_of_cluster, hopper::Site site = HOPPER_HERE) {
+  // A ring that the 32 lanes of a warp fill by cp.async has 32 producer arrivals: cp_async_mbarrier_arrive of each.
+  HOPPER_DEVICE void init(uint32_t consumer_warps_of_cluster, uint32_t producer_arrivals = 1,
+                          hopper::Site site = HOPPER_HERE) {
     for (int stage = 0; stage < Stages; ++stage) {
-      hopper::mbarrier_init(&full[stage], 1, site);
+      hopper::mbarrier_init(&full[stage], producer_arrivals, site);
       hopper::mbarrier_init(&empty[stage], consumer_warps_of_cluster, site);
     }
     hopper::fence_mbarrier_init(site);

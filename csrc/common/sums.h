@@ -20,6 +20,18 @@ HOPPER_DEVICE double warp_sum(double value, hopper::Site site = HOPPER_HERE) {
   return value;
 }
 
+// The sum over a block of whole warps, in every thread. `room`: a double for each warp, in shared memory; a block that
+// sums again before another barrier takes other room for it.
+HOPPER_DEVICE double block_sum(double value, double* room, hopper::Site site = HOPPER_HERE) {
+  const uint32_t threads = blockDim.x;
+  value = warp_sum(value, site);
+  if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = value;
+  hopper::barrier_sync<0>(threads, site);
+  double total = 0;
+  for (uint32_t warp = 0; warp < threads / 32; ++warp) total += room[warp];
+  return total;
+}
+
 // x sigmoid(x) is the product of the two; sigmoid(x) = 1 / (1 + e^-x) in fp32 steps.
 HOPPER_DEVICE float sigmoid(float x) {
   return hopper::reciprocal_approximate(hopper::add_rn(1.0f, hopper::exp_approximate(-x)));

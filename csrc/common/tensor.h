@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 enum class Dtype : uint8_t {
   boolean, u8, i8, i16, i32, i64, u16, u32, u64, f16, bf16, f32, f64, e4m3, e5m2, e8m0
@@ -55,3 +56,4 @@ struct TensorView {
 };
 
 using OptionalTensor = std::optional<TensorView>;
+using Tensors = std::vector<TensorView>;   // a list argument; element i is named "<list>[i]"

@@ -12,6 +12,14 @@ constexpr uint64_t kTileClocks = 500;           // barriers and drain of an epil
 constexpr uint64_t kElementsPerClock = 48;      // of D through conversion and staging
 constexpr uint64_t kClusterPercent = 2;         // two CTAs wait for each other
 
+// Tiles (or pairs of them) along M. Of a group only the expected size is known, m / groups; its last tile is half
+// full on average, and no group with rows has less than one.
+uint64_t units_along_m(const TileProblem& problem, const TileGrid& grid) {
+  if (problem.groups <= 1) return grid.m_units(problem.m);
+  const uint64_t rows = uint64_t{grid.tile_rows} * grid.m_pair(), groups = problem.groups, m = problem.m;
+  return std::max((m + groups * rows / 2 + rows - 1) / rows, std::min(groups, m));
+}
+
 }  // namespace
 
 uint64_t slice_clocks(TileShape tile, Multicast multicast) {
@@ -31,7 +39,7 @@ uint64_t gemm_clocks(const TileProblem& problem, TileShape tile, Multicast multi
   const uint64_t pair = multicast == Multicast::none ? 1 : 2;
   const TileGrid grid{static_cast<int32_t>(problem.n), static_cast<uint32_t>(tile.rows),
                       static_cast<uint32_t>(tile.columns), multicast};
-  const uint64_t units = uint64_t{grid.m_units(problem.m)} * grid.n_units();
+  const uint64_t units = units_along_m(problem, grid) * grid.n_units();
   const uint64_t clusters = std::max<uint64_t>(problem.sms / pair, 1);
   const uint64_t waves = (units + clusters - 1) / clusters;
   const uint64_t slices = (problem.k + kSlice - 1) / kSlice;

@@ -40,6 +40,7 @@ struct TileProblem {
   int64_t m, n, k;
   int32_t sms;          // multiprocessors the launch may use
   bool clusters = true; // whether pairs of CTAs may share an operand
+  int64_t groups = 1;   // that share the m rows, nobody on the host knows how; tiles never span two of them
 };
 
 struct TileChoice {

@@ -96,15 +96,19 @@ struct DenseTiles {
 // Offsets that descend count as an empty group: the device cannot raise an error.
 struct RowsByOffsets {
   const int32_t* offsets = nullptr;   // [groups + 1], global or a copy in shared memory
+  const uint16_t* ids = nullptr;      // what the groups are called where empty ones were left out; null: 0, 1, 2, ...
   TILE_FUNCTION int32_t begin(int32_t g) const { return offsets[g]; }
   TILE_FUNCTION int32_t end(int32_t g) const { return offsets[g + 1]; }
+  TILE_FUNCTION int32_t id(int32_t g) const { return ids == nullptr ? g : ids[g]; }
 };
 
 // A batch of matrices with the same room for rows, of which the first rows[g] exist.
 struct RowsByMask {
   const int32_t* rows = nullptr;      // [groups]
+  const uint16_t* ids = nullptr;
   TILE_FUNCTION int32_t begin(int32_t) const { return 0; }
   TILE_FUNCTION int32_t end(int32_t g) const { return rows[g]; }
+  TILE_FUNCTION int32_t id(int32_t g) const { return ids == nullptr ? g : ids[g]; }
 };
 
 // The tiles of all groups, one group after the other so that its B stays in L2. Indices must ascend from call to
@@ -128,7 +132,7 @@ struct GroupedTiles {
       first = past;
       past += raster.count();
     }
-    tile = Tile{group, rows.begin(group), rows.end(group), 0};
+    tile = Tile{rows.id(group), rows.begin(group), rows.end(group), 0};
     grid.place(raster, index - first, rank, tile);
     return true;
   }

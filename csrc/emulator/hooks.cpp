@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "banks.h"
 #include "shadow.h"
 
 namespace emulator {
@@ -92,6 +93,8 @@ inline void seen(const void* p, size_t bytes, bool write, void* pc, bool aligned
               std::to_string(bytes) + " bytes at " + place(p) + ", which is not aligned to them");
   }
   if (!write) count_plain_poll(w, t, address, reinterpret_cast<uintptr_t>(pc));
+  if (w->options.banks && address - reinterpret_cast<uintptr_t>(t->block->window) < kWindowBytes)
+    bank_access(t, p, bytes, write, reinterpret_cast<uintptr_t>(pc));
   drain_for_read(t, p, bytes);
   Access a;
   a.seen = w->peek(t);

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <set>
 
+#include "banks.h"
 #include "fragments.h"
 #include "shadow.h"
 
@@ -20,7 +21,8 @@ uint16_t& element(Move& m, int matrix, uint32_t row, uint32_t column) {
 }
 
 // Rows of one 8x8 matrix that fall into the same banks cost a wavefront more each.
-void count_bank_conflicts(const Move& m, int matrices) {
+void count_bank_conflicts(const Move& m, int matrices, Site site, const char* what) {
+  size_t wavefronts = 0;
   for (int i = 0; i < matrices; ++i) {
     std::array<std::set<uintptr_t>, 8> of_bank_group;
     for (int r = 0; r < 8; ++r) {
@@ -29,8 +31,9 @@ void count_bank_conflicts(const Move& m, int matrices) {
     }
     size_t worst = 0;
     for (const auto& s : of_bank_group) worst = std::max(worst, s.size());
-    world().statistics.bank_conflicts += worst - 1;
+    wavefronts += worst;
   }
+  bank_matrix(site, what, wavefronts, matrices);
 }
 
 void check_row(const void* row, int matrices, Site site, bool write) {
@@ -53,7 +56,7 @@ void ldmatrix(uint32_t* registers, int matrices, bool transposed, const void* ro
   m.row[t->identity.lane] = static_cast<uint8_t*>(const_cast<void*>(row));
   vote(Vote::ballot, true, 0xffffffffu, site);   // all lanes have given their addresses
   Move& now = moves[t->warp];
-  if (t->identity.lane == 0) count_bank_conflicts(now, matrices);
+  if (t->identity.lane == 0) count_bank_conflicts(now, matrices, site, "ldmatrix");
   const Place p = matrix_place(t->identity.lane);
   for (int i = 0; i < matrices; ++i) {
     const uint32_t low = transposed ? element(now, i, p.column, p.row) : element(now, i, p.row, p.column);
@@ -72,7 +75,7 @@ void stmatrix(void* row, const uint32_t* registers, int matrices, bool transpose
   m.row[t->identity.lane] = static_cast<uint8_t*>(row);
   vote(Vote::ballot, true, 0xffffffffu, site);
   Move& now = moves[t->warp];
-  if (t->identity.lane == 0) count_bank_conflicts(now, matrices);
+  if (t->identity.lane == 0) count_bank_conflicts(now, matrices, site, "stmatrix");
   const Place p = matrix_place(t->identity.lane);
   for (int i = 0; i < matrices; ++i) {
     const auto low = static_cast<uint16_t>(registers[i]), high = static_cast<uint16_t>(registers[i] >> 16);

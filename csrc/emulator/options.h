@@ -24,6 +24,7 @@ struct Options {
   bool check = false;                // vector clocks, shadow memory, store buffers (target `checked`)
   uint32_t sm_count = 4;             // what sm_count() says to persistent kernels
   uint32_t resident_clusters = 4;    // clusters that run at the same time; the rest wait for a place
+  bool banks = false;                // in checked runs: bank conflicts of plain accesses too (last_bank_sites)
   bool fast_tensor_core = false;     // plain fp32 instead of the bit-accurate model
   std::set<std::string> off;         // names of rules that are switched off (rules.h)
   std::string drop_kind;             // mutation: leave out this step ...
@@ -47,6 +48,13 @@ struct DropSite {
   uint64_t count;
 };
 
+// A place in a kernel that reads or writes shared memory, and what its banks made of it: `least` wavefronts would have
+// done, `worst` is the excess of one request. Plain accesses as the source makes them: nvcc may join neighbours.
+struct BankSite {
+  std::string site, what;
+  uint64_t requests = 0, wavefronts = 0, least = 0, worst = 0;
+};
+
 // Thrown by launch() or run_world() with the whole report.
 class KernelError : public std::runtime_error {
  public:
@@ -56,6 +64,7 @@ class KernelError : public std::runtime_error {
 Options& options();                                 // of this process; read at the start of a run
 const Statistics& last_statistics();
 std::vector<DropSite> last_drop_sites();
+std::vector<BankSite> last_bank_sites();            // most conflicts first
 
 // The memory that kernels may touch besides shared memory and their stacks: tensors of the next launches.
 // In unchecked runs this only names buffers in reports. `rank` owns the memory (worlds of several ranks).

@@ -86,7 +86,7 @@ std::string place(const void* p) {
 }
 
 // File and line of an instruction, by addr2line where it is installed. Reports are rare: a process each is fine.
-std::string symbolize(uintptr_t pc) {
+std::string source_line(uintptr_t pc) {
   static std::map<uintptr_t, std::string> known;
   auto it = known.find(pc);
   if (it != known.end()) return it->second;
@@ -116,8 +116,10 @@ std::string symbolize(uintptr_t pc) {
     if (text.empty()) text = base_name(info.dli_fname) + "+" + hex(offset);
   }
   if (text.empty()) text = hex(pc);
-  return known[pc] = "a plain access at " + text;
+  return known[pc] = text;
 }
+
+std::string symbolize(uintptr_t pc) { return "a plain access at " + source_line(pc); }
 
 void World::hazard(const char* rule_name, const std::string& key, const std::string& text) {
   if (options.off.count(rule_name)) return;

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstring>
 
+#include "banks.h"
 #include "shadow.h"
 #include "signals.h"
 
@@ -504,6 +505,7 @@ void World::run() {
     reports.push_back("[stopped] the kernel could not go on, and the rule that says why is switched off (Options::off)\n");
   run_all_pending_after_end();
   statistics.seconds = seconds();
+  close_banks(statistics);
   statistics_of_last = statistics;
   drops_of_last.clear();
   for (auto& [key, count] : drops) drops_of_last.push_back({key.first, key.second, count});

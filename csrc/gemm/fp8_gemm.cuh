@@ -1,93 +1,30 @@
-// FP8 GEMM with 1x128 scales of A, 128x128 scales of B and promoted accumulation: persistent, warp-specialised.
-// The schedule is drawn in README.md beside this file. Read kernel, producer, math, epilogue in this order.
+// FP8 GEMM with 1x128 scales of A, 128x128 scales of B and promoted accumulation: persistent, warp-specialised. One
+// matrix, or groups of rows with a B each: the same kernel with another list of tiles.
+// The schedule is drawn in README.md beside this file. Read kernel, producer, math here, then epilogue in
+// fp8_gemm_store.cuh; types and sizes are in fp8_gemm_config.cuh.
 #pragma once
 
-#include "../common/accumulator.h"
-#include "../common/pipeline.h"
-#include "../common/roles.h"
-#include "../common/shared_tile.h"
-#include "../common/tile_chooser.h"
-#include "../common/tile_scheduler.h"
-#include "../hopper/front.h"
+#include "fp8_gemm_config.cuh"
+#include "fp8_gemm_store.cuh"
 
 namespace fp8_gemm_kernels {
 
-using hopper::bf16;
-using hopper::e4m3;
-using hopper::Swizzle;
-using hopper::TensorMap;
-
-constexpr int kSliceK = 128;                // one scale tile of K: 128 bytes, the span of the widest swizzle
-constexpr int kStepK = 32;                  // of one e4m3 wgmma
-constexpr int kScaleBlock = 128;            // columns of B under one scale
-constexpr int kSmemLimit = 232448;          // 227 KiB, what a block of sm_90 may use
-constexpr int kMaxStages = 8;
-
-constexpr int gcd(int a, int b) { return b == 0 ? a : gcd(b, a % b); }
-
-template <int TileRows, int TileColumns, class OutputElement, int Cluster>
-struct Config {
-  static constexpr int kTileRows = TileRows, kTileColumns = TileColumns, kCluster = Cluster;
-  static constexpr MathGroupShape kGroup = math_group_shape(TileShape{TileRows, TileColumns});
-  using D = OutputElement;
-  using Role = Roles<2, 40, 232>;
-  using Sums = Accumulator<kGroup.waves, kGroup.wave_columns>;
-
-  // Where a wave lies within its math group.
-  static HOPPER_DEVICE int32_t wave_row(int wave) { return wave / kGroup.column_waves * 64; }
-  static HOPPER_DEVICE int32_t wave_column(int wave) { return wave % kGroup.column_waves * kGroup.wave_columns; }
-
-  // bf16 leaves through shared memory and TMA; fp32 pairs fill whole sectors, so that threads store them directly.
-  static constexpr bool kStaged = sizeof(D) == 2;
-  static constexpr Swizzle kStagingSwizzle = widest_swizzle(kGroup.columns * 2);
-  using Staging = SharedTile<bf16, kGroup.rows, kGroup.columns, kStagingSwizzle>;
-
-  // Columns of a math group start at multiples of this, modulo 128: where a border between scale blocks can lie.
-  static constexpr int kBorderStep = kScaleBlock % kGroup.wave_columns == 0 ? 0 : gcd(kGroup.columns, kScaleBlock);
-  static constexpr bool kTwoBlocks = kBorderStep != 0 || kGroup.column_waves == 2;
-  static_assert(kGroup.columns <= kScaleBlock + gcd(kGroup.columns, kScaleBlock),
-                "the columns of a math group may touch two scale blocks, not three");
-
-  static constexpr int kStageBytes = (TileRows + TileColumns) * kSliceK + TileRows * static_cast<int>(sizeof(float));
-  static constexpr int kStagingBytes = kStaged ? TileRows * TileColumns * 2 : 0;
-  static constexpr int kFitting = (kSmemLimit - kStagingBytes - 1024) / kStageBytes;
-  static constexpr int kStages = kFitting < kMaxStages ? kFitting : kMaxStages;
-  static_assert(kStages >= 3, "fewer than three stages do not cover the latency of memory");
-
-  struct NoStaging {};
-  struct Shared {
-    SharedTile<e4m3, TileRows, kSliceK, Swizzle::b128> a[kStages];
-    SharedTile<e4m3, TileColumns, kSliceK, Swizzle::b128> b[kStages];
-    std::conditional_t<kStaged, Staging, NoStaging> staging[Role::kMathGroups];
-    alignas(128) float scale_a[kStages][TileRows];
-    Pipeline<kStages> pipeline;
-  };
-  static_assert(sizeof(Shared) <= kSmemLimit, "the stages and the staging must fit into shared memory");
-  static_assert((1 + kGroup.waves) * Sums::kRegisters + 40 <= 232,
-                "partial sum, sums and 40 registers for addresses must fit into a math thread");
-  static_assert(TileRows % (8 * Cluster) == 0 && TileColumns % (8 * Cluster) == 0,
-                "each CTA of a cluster loads whole swizzle patterns of 8 rows");
-};
-
-struct Params {
-  DenseTiles tiles;
-  const float* scale_b;
-  int64_t scale_b_stride;
-  int32_t scale_b_rows;
-  int32_t n;
-  int32_t slices;             // ceil(K / 128)
-  void* d;
-  int64_t d_stride;
-  bool accumulate;
-  bool tma_store;             // D is aligned for TMA
-  bool paired_store;          // D is aligned to pairs of elements
-};
+// A box of one matrix, or of the group's matrix among many.
+template <bool PerGroup>
+HOPPER_DEVICE void load_box(void* to, const TensorMap& map, hopper::Mbarrier* full, int32_t x, int32_t y, int32_t group,
+                            uint16_t mask, hopper::Site site = HOPPER_HERE) {
+  if constexpr (PerGroup) {
+    hopper::tma_load(to, map, full, {x, y, group}, mask, site);
+  } else {
+    hopper::tma_load(to, map, full, {x, y}, mask, site);
+  }
+}
 
 // One elected lane keeps the ring full: per slice A, its scales and B. In a cluster each CTA loads one half of the
-// shared operand into both.
+// shared operand into both. Rows behind the end of a group belong to the next one; they are loaded and not stored.
 template <class C>
 HOPPER_DEVICE void producer(typename C::Shared& shared, const TensorMap& map_a, const TensorMap& map_b,
-                            const TensorMap& map_scale_a, const Params& p) {
+                            const TensorMap& map_scale_a, const typename C::Params& p) {
   const uint32_t rank = C::kCluster == 1 ? 0 : hopper::cluster_rank();
   const bool share_a = C::kCluster > 1 && p.tiles.grid.multicast == Multicast::a;
   const bool share_b = C::kCluster > 1 && p.tiles.grid.multicast == Multicast::b;
@@ -96,16 +33,18 @@ HOPPER_DEVICE void producer(typename C::Shared& shared, const TensorMap& map_a, 
   const int32_t b_first = share_b ? rank * (C::kTileColumns / C::kCluster) : 0;
   auto& pipeline = shared.pipeline;
   typename Pipeline<C::kStages>::Cursor cursor;
+  auto tiles = tiles_of<C>(shared, p);
   Tile tile;
-  for (uint32_t i = blockIdx.x / C::kCluster; p.tiles.find(i, rank, tile); i += gridDim.x / C::kCluster) {
+  for (uint32_t i = blockIdx.x / C::kCluster; tiles.find(i, rank, tile); i += gridDim.x / C::kCluster) {
     for (int32_t slice = 0; slice < p.slices; ++slice, cursor.advance()) {
       const uint32_t stage = cursor.stage;
       pipeline.acquire(cursor);
       pipeline.expect(cursor, C::kStageBytes);
       hopper::Mbarrier* full = pipeline.full_barrier(cursor);
-      hopper::tma_load(shared.a[stage].row(a_first), map_a, full, {slice * kSliceK, tile.row + a_first}, mask_a);
-      hopper::tma_load(&shared.scale_a[stage][a_first], map_scale_a, full, {tile.row + a_first, slice}, mask_a);
-      hopper::tma_load(shared.b[stage].row(b_first), map_b, full, {slice * kSliceK, tile.column + b_first}, mask_b);
+      const int32_t k = slice * kSliceK, row = tile.row + a_first, column = tile.column + b_first;
+      load_box<C::kBatched>(shared.a[stage].row(a_first), map_a, full, k, row, tile.group, mask_a);
+      load_box<C::kBatched>(&shared.scale_a[stage][a_first], map_scale_a, full, row, slice, tile.group, mask_a);
+      load_box<C::kGrouped>(shared.b[stage].row(b_first), map_b, full, k, column, tile.group, mask_b);
     }
   }
   // The last loads are on their way: the next kernel may come and set itself up where this one leaves room.
@@ -121,10 +60,12 @@ struct ColumnScales {
   int32_t border;             // column of the group where the right block begins
   int32_t slices;
 
-  HOPPER_DEVICE ColumnScales(const Params& p, int32_t column) : slices(p.slices) {
+  HOPPER_DEVICE ColumnScales(const typename C::Params& p, int32_t group, int32_t column) : slices(p.slices) {
     const int32_t block = column / kScaleBlock, last = p.scale_b_rows - 1;   // columns past N: any block will do
-    left_row = p.scale_b + (block < last ? block : last) * p.scale_b_stride;
-    right_row = p.scale_b + (block + 1 < last ? block + 1 : last) * p.scale_b_stride;
+    const float* scale_b = p.scale_b;
+    if constexpr (C::kGrouped) scale_b += group * p.scale_b_group_stride;
+    left_row = scale_b + (block < last ? block : last) * p.scale_b_stride;
+    right_row = scale_b + (block + 1 < last ? block + 1 : last) * p.scale_b_stride;
     border = kScaleBlock - column % kScaleBlock;
     load(0);
   }
@@ -134,13 +75,10 @@ struct ColumnScales {
   }
 };
 
-template <class C>
-HOPPER_DEVICE void epilogue(typename C::Shared& shared, const TensorMap& map_d, const Params& p, const Tile& tile,
-                            typename C::Sums& acc, uint32_t group, int32_t row, int32_t column);
-
 // A math group multiplies its part of each tile slice by slice, promoting every wave; see MathGroupShape for its part.
 template <class C>
-HOPPER_DEVICE void math(typename C::Shared& shared, const TensorMap& map_d, const Params& p, uint32_t group) {
+HOPPER_DEVICE void math(typename C::Shared& shared, const TensorMap& map_d, const typename C::Params& p,
+                        uint32_t group) {
   constexpr MathGroupShape part = C::kGroup;
   using Multiply = hopper::Wgmma<part.wave_columns, hopper::Operand::e4m3, hopper::Operand::e4m3>;
   const uint32_t rank = C::kCluster == 1 ? 0 : hopper::cluster_rank();
@@ -150,10 +88,18 @@ HOPPER_DEVICE void math(typename C::Shared& shared, const TensorMap& map_d, cons
   auto& pipeline = shared.pipeline;
   typename Pipeline<C::kStages>::Cursor cursor;
   typename C::Sums acc;
+  auto tiles = tiles_of<C>(shared, p);
   Tile tile;
-  for (uint32_t i = blockIdx.x / C::kCluster; p.tiles.find(i, rank, tile); i += gridDim.x / C::kCluster) {
+  for (uint32_t i = blockIdx.x / C::kCluster; tiles.find(i, rank, tile); i += gridDim.x / C::kCluster) {
+    if (C::kGrouped && (tile.row + group_row >= tile.row_end || tile.column + group_column >= p.n)) {
+      for (int32_t slice = 0; slice < p.slices; ++slice, cursor.advance()) {   // nothing of D here: a short group's end
+        pipeline.wait(cursor);
+        pipeline.template release<C::kCluster>(cursor);   // nothing was read, but no lane may fall a ring behind
+      }
+      continue;
+    }
     acc.clear();
-    ColumnScales<C> scale_b(p, tile.column + group_column);
+    ColumnScales<C> scale_b(p, tile.group, tile.column + group_column);
     for (int32_t slice = 0; slice < p.slices; ++slice, cursor.advance()) {
       const float left = scale_b.left, right = scale_b.right;
       scale_b.load(slice + 1);
@@ -181,62 +127,55 @@ HOPPER_DEVICE void math(typename C::Shared& shared, const TensorMap& map_d, cons
   }
 }
 
-// D leaves while the next tile's slices are already landing. `row` is relative to the tile, `column` to the matrix.
+// One thread; maps that will not be used are zero.
 template <class C>
-HOPPER_DEVICE void epilogue(typename C::Shared& shared, const TensorMap& map_d, const Params& p, const Tile& tile,
-                            typename C::Sums& acc, uint32_t group, int32_t row, int32_t column) {
-  constexpr MathGroupShape part = C::kGroup;
-  const GlobalRows<typename C::D> d{static_cast<typename C::D*>(p.d), p.d_stride, tile.row_end, p.n, p.paired_store};
-  if (p.accumulate) {
-    HOPPER_UNROLL for (int wave = 0; wave < part.waves; ++wave)
-      d.template add_to<part.wave_columns>(acc.sum[wave], tile.row + row + C::wave_row(wave), column + C::wave_column(wave));
+HOPPER_DEVICE void prefetch_maps(const TensorMap& map_a, const TensorMap& map_b, const TensorMap& map_scale_a,
+                                 const TensorMap& map_d, const typename C::Params& p) {
+  if (p.slices > 0) {
+    hopper::tma_prefetch(map_a);
+    hopper::tma_prefetch(map_scale_a);
+    hopper::tma_prefetch(map_b);
   }
-  if constexpr (C::kStaged) {
-    if (p.tma_store) {
-      auto& staging = shared.staging[group];
-      const bool storer = threadIdx.x % 128 == 0;
-      if (storer) hopper::bulk_wait_read<0>();   // the previous tile has left the staging
-      math_group_sync(group);
-      HOPPER_UNROLL for (int wave = 0; wave < part.waves; ++wave)
-        acc.stage_bf16(wave, staging, C::wave_row(wave), C::wave_column(wave));
-      // Each writer: its writes to the staging before the TMA store reads them, its reads of D before it overwrites them.
-      if (p.accumulate) {
-        hopper::fence_proxy_async<hopper::Space::all>();
-      } else {
-        hopper::fence_proxy_async<hopper::Space::shared>();
-      }
-      math_group_sync(group);
-      if (storer) {
-        HOPPER_UNROLL for (int panel = 0; panel < C::Staging::kPanels; ++panel)
-          hopper::tma_store(map_d, staging.panel(panel),
-                            {column + panel * C::Staging::kPanelColumns, tile.row + row});
-        hopper::bulk_commit();
-      }
-      return;
-    }
+  if (C::kStaged && p.aligned_rows) hopper::tma_prefetch(map_d);
+}
+
+template <class C>
+HOPPER_DEVICE void block_or_cluster_sync(hopper::Site site = HOPPER_HERE) {
+  if constexpr (C::kCluster > 1) {
+    hopper::cluster_sync(site);
+  } else {
+    hopper::block_sync(site);
   }
-  HOPPER_UNROLL for (int wave = 0; wave < part.waves; ++wave)
-    d.template store<part.wave_columns>(acc.sum[wave], tile.row + row + C::wave_row(wave), column + C::wave_column(wave));
 }
 
 template <class C>
 HOPPER_KERNEL(C::Role::kThreads)
 fp8_gemm_kernel(HOPPER_GRID_CONSTANT const TensorMap map_a, HOPPER_GRID_CONSTANT const TensorMap map_b,
                 HOPPER_GRID_CONSTANT const TensorMap map_scale_a, HOPPER_GRID_CONSTANT const TensorMap map_d,
-                HOPPER_GRID_CONSTANT const Params p) {
+                HOPPER_GRID_CONSTANT const typename C::Params p) {
   auto& shared = *reinterpret_cast<typename C::Shared*>(hopper::dynamic_smem());
   const uint32_t warp = C::Role::warp(), group = warp / 4;
   if (threadIdx.x == 0) shared.pipeline.init(C::Role::kMathWarps * C::kCluster);
-  if constexpr (C::kCluster > 1) {
-    hopper::cluster_sync();
-  } else {
+  if (threadIdx.x == C::Role::kThreads - 1) prefetch_maps<C>(map_a, map_b, map_scale_a, map_d, p);
+  if constexpr (C::kGrouped) {
+    hopper::grid_dependency_wait();   // the previous kernel may have written the offsets
+    shared.table.read(p.tiles.rows, p.tiles.groups, p.rows, C::Role::kThreads);
     hopper::block_sync();
+    if (warp == 0) shared.table.compact(p.tiles.rows, p.tiles.groups);
+    block_or_cluster_sync<C>();
+  } else {
+    block_or_cluster_sync<C>();
+    hopper::grid_dependency_wait();   // before the first global access: the previous kernel may have written A or read D
   }
-  hopper::grid_dependency_wait();   // before the first global access: the previous kernel may have written A or read D
 
   if (group == C::Role::kMathGroups) {
     C::Role::become_producer();
-    if (warp == C::Role::kMathWarps && hopper::elect_one()) producer<C>(shared, map_a, map_b, map_scale_a, p);
+    if (warp == C::Role::kMathWarps) {
+      if (hopper::elect_one()) producer<C>(shared, map_a, map_b, map_scale_a, p);
+    } else if constexpr (C::kGrouped) {
+      const uint32_t idle = warp - C::Role::kMathWarps - 1;
+      if (p.clear_rest) clear_rest<C>(shared, p, blockIdx.x * 3 + idle, gridDim.x * 3);
+    }
   } else {
     C::Role::become_math();
     math<C>(shared, map_d, p, group);

@@ -1,5 +1,5 @@
 // Tensor copies by the TMA engine (async proxy). PTX ISA: "cp.async.bulk.tensor",
-// "cp.reduce.async.bulk.tensor", "prefetch.tensormap". Coordinates are elements, innermost first; what lies
+// "cp.reduce.async.bulk.tensor", "cp.async.bulk.prefetch.tensor", "prefetch.tensormap". Coordinates are elements, innermost first; what lies
 // outside of the tensor is filled on loads (and counted in the barrier's bytes) and skipped on stores. Shared
 // addresses: 128-byte aligned.
 //
@@ -74,6 +74,19 @@ HOPPER_DEVICE void tma_load(void* dst, const TensorMap& map, Mbarrier* barrier, 
     }
   }
 #undef HOPPER_LOAD
+#endif
+}
+
+// The box at `c` to L2, ahead of ordinary loads or a tma_load; what lies outside of the tensor is left out. A hint:
+// nothing waits for it, and nothing depends on it. Next to nothing for the thread, where loads of its own would stall.
+template <int rank>
+HOPPER_DEVICE void tma_prefetch([[maybe_unused]] const TensorMap& map, [[maybe_unused]] const int32_t (&c)[rank]) {
+  static_assert(rank >= 1 && rank <= 5, "tensors of TMA have 1 to 5 dimensions");
+#ifndef HOPPER_EMULATED
+#define HOPPER_PREFETCH(dims, list, ...) \
+  asm volatile("cp.async.bulk.prefetch.tensor." dims "d.L2.global.tile [%0, " list "];" ::"l"(&map), HOPPER_TMA_C : "memory")
+  HOPPER_TMA_RANK(HOPPER_PREFETCH, 1, 2, 3, 4, 5)
+#undef HOPPER_PREFETCH
 #endif
 }
 

@@ -57,7 +57,9 @@ HOPPER_DEVICE T shuffle_any(T value, uint32_t lane, uint32_t width, uint32_t mas
   } else {
     uint32_t words[sizeof(T) / 4];
     memcpy(words, &value, sizeof(T));
-    HOPPER_UNROLL for (uint32_t& word : words) word = shuffle_bits<mode>(word, lane, width, mask, site);
+    // By index: a range-for over the words left them in local memory (nvcc 13.0).
+    HOPPER_UNROLL for (size_t i = 0; i < sizeof(T) / 4; ++i)
+      words[i] = shuffle_bits<mode>(words[i], lane, width, mask, site);
     memcpy(&value, words, sizeof(T));
   }
   return value;

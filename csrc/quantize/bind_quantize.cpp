@@ -42,15 +42,14 @@ void check_two_or_three(const TensorView& x) {
   if (x.rank != 2 && x.rank != 3) fail(x.name, "must have 2 or 3 dimensions", shape_text(x));
 }
 
-ColumnsArguments columns_of(const TensorView& x, const OptionalTensor& offsets, const TensorView& q_t,
+ColumnsArguments columns_of(const TensorView& x, const Matrix& matrix, const OptionalTensor& offsets, const TensorView& q_t,
                             const TensorView& scale_t, const OptionalTensor& padded_offsets) {
-  check_rank(x, 2);
   check_rank(q_t, 2);
   ColumnsArguments a;
-  a.x = matrix_of(x);
+  a.x = matrix;
   a.padded_rows = q_t.shape[1];
-  check_result(q_t, Dtype::e4m3, {x.shape[1], -1}, x);
-  check_row_scale(scale_t, x.shape[1], a.padded_rows, x);
+  check_result(q_t, Dtype::e4m3, {matrix.columns, -1}, x);
+  check_row_scale(scale_t, matrix.columns, a.padded_rows, x);
   if (offsets) {
     check_rank(*offsets, 1);
     const int64_t count = offsets->shape[0];
@@ -65,6 +64,41 @@ ColumnsArguments columns_of(const TensorView& x, const OptionalTensor& offsets, 
   a.q_t = q_t.data;
   a.scale_t = scale_t.as<float>();
   return a;
+}
+
+ColumnsArguments columns_of(const TensorView& x, const OptionalTensor& offsets, const TensorView& q_t,
+                            const TensorView& scale_t, const OptionalTensor& padded_offsets) {
+  check_rank(x, 2);
+  return columns_of(x, matrix_of(x), offsets, q_t, scale_t, padded_offsets);
+}
+
+// GEMM-ready scales of the caller: rows of any stride.
+void check_given_scale(const TensorView& scale, int64_t rows, int64_t length, const TensorView& first) {
+  check_dtype(scale, {Dtype::f32});
+  check_shape(scale, {ceil_div(length, 128), round_up(rows, 4)});
+  check_unit_stride(scale);
+  check_same_device(scale, first);
+}
+
+Type value_type(const TensorView& out, bool with_fp64) {
+  if (with_fp64) check_dtype(out, {Dtype::bf16, Dtype::f32, Dtype::f64});
+  else check_dtype(out, {Dtype::bf16, Dtype::f32});
+  check_contiguous(out);
+  return out.dtype == Dtype::bf16 ? Type::bf16 : out.dtype == Dtype::f32 ? Type::fp32 : Type::fp64;
+}
+
+// [tokens, packed bytes of `hidden`].
+void check_packed(const TensorView& packed, int64_t hidden) {
+  require(hidden >= 0, "hidden", "must not be negative", hidden);
+  check_dtype(packed, {Dtype::u8});
+  check_shape(packed, {-1, packed_bytes(hidden)});
+  check_contiguous(packed);
+  check_aligned(packed, 4);
+}
+
+bool whole_rows(const std::string& granularity) {
+  require(granularity == "tile" || granularity == "row", "granularity", "must be tile or row", granularity);
+  return granularity == "row";
 }
 
 }  // namespace
@@ -109,10 +143,7 @@ void bind_requantize_128x1(const TensorView& q, const TensorView& scale, const O
                            hopper::Stream stream) {
   check_dtype(q, {Dtype::e4m3});
   ColumnsArguments a = columns_of(q, offsets, q_t, scale_t, padded_offsets);
-  check_dtype(scale, {Dtype::f32});
-  check_shape(scale, {ceil_div(q.shape[1], 128), round_up(q.shape[0], 4)});
-  check_unit_stride(scale);
-  check_same_device(scale, q);
+  check_given_scale(scale, q.shape[0], q.shape[1], q);
   a.x_scale = scale.as<const float>();
   a.x_scale_stride = scale.stride[0];
   a.pow2 = true;
@@ -159,6 +190,111 @@ void bind_transpose_128x128(const TensorView& q, const TensorView& scale, const 
   a.q_t = q_t.data;
   a.scale_t = scale_t.as<float>();
   transpose_128x128(a, stream);
+}
+
+void bind_pack_e5m6(const TensorView& x, const TensorView& packed, const TensorView& scale, const std::string& granularity,
+                    hopper::Stream stream) {
+  check_dtype(x, {Dtype::bf16, Dtype::f32});
+  check_rank(x, 2);
+  PackArguments a;
+  a.x = matrix_of(x);
+  a.whole_rows = whole_rows(granularity);
+  check_result(packed, Dtype::u8, {x.shape[0], packed_bytes(x.shape[1])}, x);
+  if (a.whole_rows) check_result(scale, Dtype::f32, {x.shape[0]}, x);
+  else check_row_scale(scale, x.shape[0], x.shape[1], x);
+  a.packed = packed.data;
+  a.scale = scale.as<float>();
+  pack_e5m6(a, stream);
+}
+
+void bind_unpack_e5m6(const TensorView& packed, const TensorView& scale, int64_t hidden, const std::string& granularity,
+                      const TensorView& out, hopper::Stream stream) {
+  check_packed(packed, hidden);
+  UnpackArguments a;
+  a.packed = packed.data;
+  a.rows = packed.shape[0];
+  a.columns = hidden;
+  if (whole_rows(granularity)) {
+    check_dtype(scale, {Dtype::f32});
+    check_shape(scale, {a.rows});
+    a.scale_row_stride = scale.stride[0];
+  } else {
+    check_given_scale(scale, a.rows, hidden, packed);
+    a.scale_tile_stride = scale.stride[0];
+  }
+  a.scale = scale.as<const float>();
+  check_shape(out, {a.rows, hidden});
+  a.out = out.data;
+  a.out_type = value_type(out, false);
+  unpack_e5m6(a, stream);
+}
+
+void bind_requantize_e5m6_128x1(const TensorView& packed, const TensorView& scale, int64_t hidden, const OptionalTensor& offsets,
+                                const TensorView& q_t, const TensorView& scale_t, const OptionalTensor& padded_offsets,
+                                hopper::Stream stream) {
+  check_packed(packed, hidden);
+  const Matrix x{packed.data, Type::e5m6, packed.shape[0], hidden, packed.shape[1], 1};
+  ColumnsArguments a = columns_of(packed, x, offsets, q_t, scale_t, padded_offsets);
+  check_given_scale(scale, x.rows, hidden, packed);
+  a.x_scale = scale.as<const float>();
+  a.x_scale_stride = scale.stride[0];
+  a.pow2 = true;
+  quantize_128x1(a, stream);
+}
+
+void bind_dequantize_1x128(const TensorView& q, const TensorView& scale, const TensorView& out, hopper::Stream stream) {
+  check_dtype(q, {Dtype::e4m3});
+  check_rank(q, 2);
+  check_contiguous(q);
+  check_given_scale(scale, q.shape[0], q.shape[1], q);
+  check_shape(out, {q.shape[0], q.shape[1]});
+  DequantizeArguments a;
+  a.q = q.data;
+  a.scale = scale.as<const float>();
+  a.rows = q.shape[0], a.columns = q.shape[1];
+  a.scale_stride = scale.stride[0];
+  a.out = out.data;
+  a.out_type = value_type(out, true);
+  dequantize_1x128(a, stream);
+}
+
+void bind_dequantize_128x1(const TensorView& q_t, const TensorView& scale, int64_t tokens, const TensorView& out,
+                           hopper::Stream stream) {
+  check_dtype(q_t, {Dtype::e4m3});
+  check_rank(q_t, 2);
+  check_contiguous(q_t);
+  check_given_scale(scale, q_t.shape[0], q_t.shape[1], q_t);
+  check_shape(out, {tokens, q_t.shape[0]});
+  DequantizeArguments a;
+  a.q = q_t.data;
+  a.scale = scale.as<const float>();
+  a.rows = tokens, a.columns = q_t.shape[0];
+  a.scale_stride = scale.stride[0];
+  a.out = out.data;
+  a.out_type = value_type(out, true);
+  dequantize_128x1(a, q_t.shape[1], stream);
+}
+
+void bind_dequantize_128x128(const TensorView& q, const TensorView& scale, const TensorView& out, hopper::Stream stream) {
+  check_dtype(q, {Dtype::e4m3});
+  check_two_or_three(q);
+  check_contiguous(q);
+  const int r = q.rank - 2;
+  DequantizeArguments a;
+  a.batch = q.rank == 3 ? q.shape[0] : 1;
+  a.rows = q.shape[r], a.columns = q.shape[r + 1];
+  if (q.rank == 3) {
+    check_result(scale, Dtype::f32, {a.batch, ceil_div(a.rows, 128), ceil_div(a.columns, 128)}, q);
+    check_shape(out, {a.batch, a.rows, a.columns});
+  } else {
+    check_result(scale, Dtype::f32, {ceil_div(a.rows, 128), ceil_div(a.columns, 128)}, q);
+    check_shape(out, {a.rows, a.columns});
+  }
+  a.q = q.data;
+  a.scale = scale.as<const float>();
+  a.out = out.data;
+  a.out_type = value_type(out, true);
+  dequantize_128x128(a, stream);
 }
 
 }  // namespace quantize

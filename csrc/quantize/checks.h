@@ -8,7 +8,17 @@ namespace quantize {
 
 constexpr int64_t kMaxTiles = (int64_t{1} << 31) - 1;   // blocks of a grid
 
-inline int64_t size_of(Type type) { return type == Type::e4m3 ? 1 : type == Type::bf16 ? 2 : 4; }
+inline int64_t size_of(Type type) {
+  switch (type) {
+    case Type::e4m3: case Type::e5m6: return 1;   // e5m6: strides count bytes
+    case Type::bf16: return 2;
+    case Type::fp32: return 4;
+    default: return 8;
+  }
+}
+
+// Quantised already: comes with scales.
+inline bool is_coded(Type type) { return type == Type::e4m3 || type == Type::e5m6; }
 
 inline void check_input(const char* name, const Matrix& x) {
   require(x.rows >= 0, name, "must not have a negative number of rows", x.rows);

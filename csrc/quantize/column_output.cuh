@@ -14,6 +14,13 @@ namespace quantize_kernels {
 constexpr int kThreads = 256;            // of a block that holds a whole tile
 constexpr int kWarps = kThreads / 32;
 
+struct ColumnOutput {
+  uint8_t* q_t;                  // [channels, 128 * token_tiles]
+  int64_t token_tiles;
+  float* scale_t;                // [token_tiles, scale_t_stride]
+  int64_t scale_t_stride;        // channels padded to 4
+};
+
 struct TransposedTile {
   uint32_t words[kTile][kTile / 4];
 
@@ -25,9 +32,18 @@ struct TransposedTile {
     words[column][4 * piece<kPiece>(column, group / 4) + group % 4] = word;
   }
   template <int kPiece>
+  HOPPER_DEVICE uint32_t word(int column, int group) const {
+    return words[column][4 * piece<kPiece>(column, group / 4) + group % 4];
+  }
+  template <int kPiece>
   HOPPER_DEVICE uint4 get(int column, int index) const {
     return *reinterpret_cast<const uint4*>(&words[column][4 * piece<kPiece>(column, index)]);
   }
+};
+
+struct ColumnScratch {
+  alignas(16) uint32_t maxima[kWarps][kTile];
+  alignas(16) float multiplier[kTile];
 };
 
 // Reduces over the 4 groups of a warp; the lane is left with 4 columns, 16 bytes, that it writes to `line`.
@@ -99,6 +115,47 @@ HOPPER_DEVICE void store_transposed(const TransposedTile& tile, uint8_t* corner,
       }
     }
   }
+}
+
+// All of 128 x 1 for one tile, in patches of P; three barriers, two of them before the first access to `codes`. The same
+// shared memory serves the block's next tile at once: whoever writes has passed a barrier behind the last reader.
+template <class P>
+HOPPER_DEVICE void quantize_patch_columns(const P& patch, const ColumnOutput& out, const Window& window, int64_t tile,
+                                          ScaleRule rule, TransposedTile& codes, ColumnScratch& scratch,
+                                          Place at) {
+  uint32_t own[kColumns];
+  uint32_t largest = 0;
+  HOPPER_UNROLL
+  for (int i = 0; i < kColumns; ++i) {
+    own[i] = patch.column_amax(i);
+    largest = larger(largest, own[i]);
+  }
+  reduce_columns<P>(own, scratch.maxima[threadIdx.x / 32], at);
+  hopper::barrier_sync<0>(kThreads);
+
+  if (threadIdx.x < kTile) {
+    uint32_t amax = 0;
+    HOPPER_UNROLL
+    for (int w = 0; w < kWarps; ++w) amax = larger(amax, scratch.maxima[w][threadIdx.x]);
+    const TileScale scale = tile_scale(amax, rule);
+    scratch.multiplier[threadIdx.x] = scale.multiplier;
+    // Channels past the end are zeros, hence 1: the padding of the layout.
+    const int64_t channel = window.column + threadIdx.x;
+    if (channel < out.scale_t_stride) out.scale_t[tile * out.scale_t_stride + channel] = scale.scale;
+  }
+  hopper::barrier_sync<0>(kThreads);
+
+  const auto multiplier = [&](int c) { return scratch.multiplier[c]; };
+  if (largest >= kInfinity) {
+    put_columns<true>(patch, multiplier, codes, at);
+  } else {
+    put_columns<false>(patch, multiplier, codes, at);
+  }
+  hopper::barrier_sync<0>(kThreads);
+
+  const int64_t stride = out.token_tiles * kTile;
+  uint8_t* corner = out.q_t + window.column * stride + tile * kTile;
+  store_transposed<P::kPiece>(codes, corner, stride, window.columns, kTile, true);
 }
 
 }  // namespace quantize_kernels

@@ -73,6 +73,18 @@ struct Patch {
     }
   }
 
+  HOPPER_DEVICE float value(int r, int i) const { return hopper::bits_float(bits(r, i)); }
+
+  // Two neighbours, i even, rounded to T.
+  HOPPER_DEVICE void set(int r, int i, float first, float second) {
+    if constexpr (sizeof(T) == 4) {
+      words[r][i] = hopper::float_bits(first);
+      words[r][i + 1] = hopper::float_bits(second);
+    } else {
+      words[r][i / 2] = hopper::pack_bf16(first, second);
+    }
+  }
+
   // Largest magnitude in a row, or in a column, of the patch.
   HOPPER_DEVICE uint32_t row_amax(int r) const {
     uint32_t even = 0, odd = 0;
@@ -115,6 +127,33 @@ struct Patch {
     }
   }
 
+  // To a matrix whose columns are contiguous. kVector: its rows start at multiples of 16 bytes too.
+  template <bool kVector>
+  HOPPER_DEVICE void store(void* matrix, int64_t row_stride, const Window& window, Place at) const {
+    static_assert(kPiece * sizeof(T) == 16, "a piece in registers is a piece in memory");
+    T* line = static_cast<T*>(matrix) + (window.row + at.group * kRows) * row_stride + window.column + at.lane * kPiece;
+    const int rows = window.rows - at.group * kRows, columns = window.columns - at.lane * kPiece;
+    HOPPER_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      HOPPER_UNROLL
+      for (int p = 0; p < kPieces; ++p) {
+        constexpr int kStep = 8 * kPiece;
+        const uint32_t* w = &words[r][4 * p];
+        if constexpr (kVector) {
+          if (r < rows && p * kStep < columns) {
+            *reinterpret_cast<uint4*>(line + p * kStep) = uint4{w[0], w[1], w[2], w[3]};
+          }
+        } else {
+          HOPPER_UNROLL
+          for (int i = 0; i < kPiece; ++i) {
+            if (r < rows && p * kStep + i < columns) put_element(line + p * kStep + i, w, i);
+          }
+        }
+      }
+      line += row_stride;
+    }
+  }
+
  private:
   // Orders like the magnitude of an element, in one instruction: the odd ones of bf16 keep their neighbour in the low
   // bits, the even ones lie one bit too high. The maximum is brought into form afterwards.
@@ -135,6 +174,13 @@ struct Patch {
       if (i < count) w[i * sizeof(T) / 4] |= element(first + i * stride) << (8 * (i * sizeof(T) % 4));
     }
     return {w[0], w[1], w[2], w[3]};
+  }
+  static HOPPER_DEVICE void put_element(T* p, const uint32_t* words, int i) {
+    if constexpr (sizeof(T) == 4) {
+      *p = hopper::bits_float(words[i]);
+    } else {
+      p->bits = static_cast<uint16_t>(words[i / 2] >> (16 * (i % 2)));
+    }
   }
   static HOPPER_DEVICE uint32_t element(const T* p) {
     if constexpr (sizeof(T) == 4) {

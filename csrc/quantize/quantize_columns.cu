@@ -29,16 +29,19 @@ void check(const ColumnsArguments& a) {
   require(!grouped || a.padded_offsets != nullptr, "padded_offsets", "must not be null when there are offsets",
           "a null pointer");
   require((a.q == nullptr) == (a.scale == nullptr), "scale", "must be null exactly when q is", a.scale);
-  require(a.q == nullptr || x.type != Type::e4m3, "q", "must be null for e4m3 input, which has its rows already", a.q);
+  require(a.q == nullptr || !is_coded(x.type), "q", "must be null for e4m3 and e5m6 input, which has its rows already", a.q);
   if (x.rows == 0 || x.columns == 0) return;
-  require((x.type == Type::e4m3) == (a.x_scale != nullptr), "x_scale", "must be given exactly when x is e4m3",
+  require(is_coded(x.type) == (a.x_scale != nullptr), "x_scale", "must be given exactly when x is e4m3 or e5m6",
           a.x_scale);
-  require(x.type != Type::e4m3 || a.x_scale_stride >= x.rows || x.columns <= kTile, "x_scale_stride",
+  require(!is_coded(x.type) || a.x_scale_stride >= x.rows || x.columns <= kTile, "x_scale_stride",
           "must be at least the rows of x", a.x_scale_stride);
+  require(x.type != Type::e5m6 || (is_aligned(x.data, 4) && x.row_stride % 4 == 0), "x",
+          "must have packed rows at multiples of 4 bytes", x.data);
   if (a.padded_rows > 0) {
     check_output("q_t", a.q_t, 16);
     check_output("scale_t", a.scale_t, sizeof(float));
-    check_apart("q_t", a.q_t, a.padded_rows * x.columns, x);
+    const Matrix bytes = x.type == Type::e5m6 ? Matrix{x.data, x.type, x.rows, packed_bytes(x.columns), x.row_stride, 1} : x;
+    check_apart("q_t", a.q_t, a.padded_rows * x.columns, bytes);
   }
   if (a.q != nullptr) {
     check_output("q", a.q, 1);
@@ -70,15 +73,12 @@ void quantize_128x1(const ColumnsArguments& a, hopper::Stream stream) {
   p.column_tiles = static_cast<uint32_t>(ceil_div(x.columns, kTile));
   p.groups = {a.offsets, a.padded_offsets, static_cast<int32_t>(a.groups)};
   p.rows = {static_cast<uint8_t*>(a.q), x.columns, a.scale, round_up(x.rows, 4)};
-  p.q_t = static_cast<uint8_t*>(a.q_t);
-  p.token_tiles = a.padded_rows / kTile;
-  p.scale_t = a.scale_t;
-  p.scale_t_stride = round_up(x.columns, 4);
+  p.columns = {static_cast<uint8_t*>(a.q_t), a.padded_rows / kTile, a.scale_t, round_up(x.columns, 4)};
   p.rule.pow2 = a.pow2;
 
   // Rows of no group are quantised by tiles that are padding of q_t. The smallest padded_rows leaves floor(rest / 128)
   // of those, and two runs of rows, before and behind the groups, need at most two more. Without groups all are rest.
-  int64_t row_tiles = p.token_tiles;
+  int64_t row_tiles = p.columns.token_tiles;
   if (grouped && with_rows) row_tiles += 2 + (a.groups == 0 ? x.rows / kTile : 0);
   if (row_tiles == 0) return;
   const uint32_t blocks = checked_tiles("x", row_tiles, p.column_tiles);
@@ -86,6 +86,8 @@ void quantize_128x1(const ColumnsArguments& a, hopper::Stream stream) {
   const bool vector = vectorised(x, a.q);
   if (x.type == Type::e4m3) {
     run<e4m3, false>(config, p, vector);
+  } else if (x.type == Type::e5m6) {
+    run<e5m6, false>(config, p, is_aligned(x.data, 8) && x.row_stride % 8 == 0 && x.columns % 16 == 0);
   } else if (x.type == Type::bf16) {
     with_rows ? run<bf16, true>(config, p, vector) : run<bf16, false>(config, p, vector);
   } else {

@@ -102,23 +102,27 @@ HOPPER_DEVICE void store_rows(const Codes& codes, uint8_t* corner, int64_t strid
   }
 }
 
+// From the maxima of a thread's own rows to the multipliers of all 4; stores the scales, which lie under these columns.
+template <class Range = E4m3Range>
+HOPPER_DEVICE void scale_rows(const uint32_t (&own)[kRows], float* scale, const Window& window, ScaleRule rule, Place at,
+                              float (&multiplier)[kRows]) {
+  // Lane j computes the scale of row j % 4 alone (two divisions instead of eight) and lanes 0..3 store them: 16 bytes.
+  const TileScale mine = tile_scale<Range>(reduce_rows(own, at.lane), rule);
+  const int row = at.group * kRows + at.lane;
+  if (at.lane < kRows && row < window.rows) scale[window.row + row] = mine.scale;
+  HOPPER_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    multiplier[r] = hopper::bits_float(hopper::shuffle(hopper::float_bits(mine.multiplier), (threadIdx.x & 24) + r));
+  }
+}
+
 // All of 1 x 128 for one patch.
 template <class T, bool kVector>
 HOPPER_DEVICE void quantize_patch_rows(const Patch<T>& patch, const RowOutput& out, const Window& window,
                                        ScaleRule rule, Place at) {
   const uint32_t own[kRows] = {patch.row_amax(0), patch.row_amax(1), patch.row_amax(2), patch.row_amax(3)};
-
-  // Lane j computes the scale of row j % 4 alone (two divisions instead of eight) and lanes 0..3 store them: 16 bytes.
-  const TileScale mine = tile_scale(reduce_rows(own, at.lane), rule);
-  const int row = at.group * kRows + at.lane;
-  if (at.lane < kRows && row < window.rows) {
-    out.scale[window.column / kTile * out.scale_stride + window.row + row] = mine.scale;
-  }
   float multiplier[kRows];
-  HOPPER_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    multiplier[r] = hopper::bits_float(hopper::shuffle(hopper::float_bits(mine.multiplier), (threadIdx.x & 24) + r));
-  }
+  scale_rows(own, out.scale + window.column / kTile * out.scale_stride, window, rule, at, multiplier);
   Codes codes;
   encode_rows(patch, own, multiplier, codes);
   store_rows<T, kVector>(codes, out.q + window.row * out.stride + window.column, out.stride, window, at);

@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .norm import inner_dtype
-from .quantize import quantize_1x128
+from .quantize import (
+    dequantize_1x128,
+    quantize_1x128,
+    quantize_1x128_128x1,
+    quantize_1x128_128x1_grouped,
+    quantize_128x1,
+    quantize_128x1_grouped,
+)
 
 CHUNK_ELEMENTS = 1 << 18
 FEW_ELEMENTS = 1 << 15  # up to here calls cost more than passes over memory: decoding
@@ -80,3 +87,35 @@ def writable(rows: Tensor, dtype: torch.dtype) -> Tensor:
 
 def swiglu_quantize(gate_up: Tensor, weight: Tensor | None, pow2: bool) -> tuple[Tensor, Tensor]:
     return quantize_1x128(swiglu(gate_up, weight), pow2, False)
+
+
+Casts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def swiglu_backward_quantize(
+    dy: Tensor, gate_up: Tensor, gate_up_scale: Tensor | None, weight: Tensor | None, pow2: bool
+) -> Casts:
+    gate_up = values_of(gate_up, gate_up_scale, dy.dtype)
+    dgate_up, dweight = swiglu_backward(dy, gate_up, weight)
+    act_t, act_scale_t = quantize_128x1(swiglu(gate_up, weight), pow2)
+    return (*quantize_1x128_128x1(dgate_up, pow2), act_t, act_scale_t, dweight)
+
+
+def swiglu_backward_quantize_grouped(
+    dy: Tensor,
+    gate_up: Tensor,
+    gate_up_scale: Tensor | None,
+    weight: Tensor | None,
+    offsets: Tensor,
+    pow2: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    gate_up = values_of(gate_up, gate_up_scale, dy.dtype)
+    dgate_up, dweight = swiglu_backward(dy, gate_up, weight)
+    q, scale, q_t, scale_t, padded = quantize_1x128_128x1_grouped(dgate_up, offsets, pow2)
+    act_t, act_scale_t, _ = quantize_128x1_grouped(swiglu(gate_up, weight), offsets, pow2)
+    return q, scale, q_t, scale_t, act_t, act_scale_t, dweight, padded
+
+
+def values_of(gate_up: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """gate_up itself, or what its e4m3 copy stands for."""
+    return gate_up if scale is None else dequantize_1x128(gate_up, scale, dtype)

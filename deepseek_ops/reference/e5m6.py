@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._checks import ceil_div
-from .quantize import amax_of, new_row_scales, spans, tile_scales
+from .quantize import (
+    amax_of,
+    new_row_scales,
+    quantize_128x1,
+    quantize_128x1_grouped,
+    spans,
+    tile_scales,
+)
 
 E5M6_LARGEST = 65024.0
 E5M6_FLOOR = 2.0**-111  # 65024 / 2^-111 lies in the binade of 448 / 2^-118, the last but one of fp32
@@ -49,6 +56,8 @@ def pack_words(codes: Tensor) -> Tensor:
 def unpack_words(packed: Tensor) -> Tensor:
     """The inverse of `pack_words`, as exact fp32 values [T, 8n]."""
     tokens, size = packed.shape
+    if size == 0:
+        return packed.new_empty((tokens, 0), dtype=torch.float32)
     aligned = packed.is_contiguous() and packed.storage_offset() % 4 == 0
     packed = packed if aligned else packed.clone(memory_format=torch.contiguous_format)
     w0, w1, w2 = packed.view(torch.int32).unflatten(1, (size // 12, 3)).unbind(2)
@@ -93,3 +102,14 @@ def unpack_e5m6(packed: Tensor, scale: Tensor, hidden: int, granularity: str, dt
     for elements, tiles, shape in spans(hidden):
         values[:, elements].unflatten(1, shape).mul_(scale[tiles, :tokens].t()[..., None])
     return values.to(dtype).contiguous()
+
+
+def requantize_e5m6_128x1(packed: Tensor, scale: Tensor, hidden: int) -> tuple[Tensor, Tensor]:
+    return quantize_128x1(unpack_e5m6(packed, scale, hidden, "tile", torch.float32), True)
+
+
+def requantize_e5m6_128x1_grouped(
+    packed: Tensor, scale: Tensor, hidden: int, offsets: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    values = unpack_e5m6(packed, scale, hidden, "tile", torch.float32)
+    return quantize_128x1_grouped(values, offsets, True)

@@ -76,7 +76,7 @@ def fp8_gemm(
     tile_rows: int = 0,
     tile_columns: int = 0,
 ) -> torch.Tensor:
-    """The last three steer kernels and mean nothing here."""
+    """The last three, here and below, steer kernels and mean nothing."""
     return _fp8_product(a, scale_a, b, rows_of_blocks(scale_b, b.shape[0]).mT, accumulation).to(out_dtype)
 
 
@@ -119,6 +119,9 @@ def fp8_gemm_grouped(
     offsets: torch.Tensor,
     out_dtype: torch.dtype,
     accumulation: str,
+    num_sms: int = 0,
+    tile_rows: int = 0,
+    tile_columns: int = 0,
 ) -> torch.Tensor:
     bounds = _bounds(offsets, a.shape[0])
     out = _fresh_rows(a, b.shape[1], bounds, out_dtype)
@@ -134,6 +137,9 @@ def fp8_gemm_grouped_(
     offsets: torch.Tensor,
     out: torch.Tensor,
     accumulation: str,
+    num_sms: int = 0,
+    tile_rows: int = 0,
+    tile_columns: int = 0,
 ) -> None:
     _fp8_gemm_rows(a, scale_a, b, scale_b, _bounds(offsets, a.shape[0]), out, accumulation)
 
@@ -146,6 +152,9 @@ def fp8_gemm_masked(
     masked_m: torch.Tensor,
     out_dtype: torch.dtype,
     accumulation: str,
+    num_sms: int = 0,
+    tile_rows: int = 0,
+    tile_columns: int = 0,
 ) -> torch.Tensor:
     product = _fp8_product(a, scale_a, b, rows_of_blocks(scale_b, b.shape[1]).mT, accumulation)
     return product.masked_fill_(~_valid_rows(a, masked_m), 0.0).to(out_dtype)
@@ -159,6 +168,9 @@ def fp8_gemm_masked_(
     masked_m: torch.Tensor,
     out: torch.Tensor,
     accumulation: str,
+    num_sms: int = 0,
+    tile_rows: int = 0,
+    tile_columns: int = 0,
 ) -> None:
     product = fp8_gemm_masked(a, scale_a, b, scale_b, masked_m, out.dtype, accumulation)
     out.copy_(torch.where(_valid_rows(a, masked_m), product, out))
@@ -171,6 +183,9 @@ def fp8_wgrad(
     scale_b: torch.Tensor,
     out_dtype: torch.dtype,
     accumulation: str,
+    num_sms: int = 0,
+    tile_rows: int = 0,
+    tile_columns: int = 0,
 ) -> torch.Tensor:
     return _fp8_product(a_t, scale_a, b_t, scale_b, accumulation).to(out_dtype)
 
@@ -183,6 +198,9 @@ def fp8_wgrad_(
     out: torch.Tensor,
     accumulate: bool,
     accumulation: str,
+    num_sms: int = 0,
+    tile_rows: int = 0,
+    tile_columns: int = 0,
 ) -> None:
     _store(out, _fp8_product(a_t, scale_a, b_t, scale_b, accumulation), accumulate)
 
@@ -196,6 +214,9 @@ def fp8_wgrad_grouped_(
     out: torch.Tensor,
     accumulate: bool,
     accumulation: str,
+    num_sms: int = 0,
+    tile_rows: int = 0,
+    tile_columns: int = 0,
 ) -> None:
     bounds = _bounds(offsets, a_t.shape[1], SLICE)
     for group in range(out.shape[0]):
@@ -216,13 +237,16 @@ def fp8_wgrad_grouped(
     offsets: torch.Tensor,
     out_dtype: torch.dtype,
     accumulation: str,
+    num_sms: int = 0,
+    tile_rows: int = 0,
+    tile_columns: int = 0,
 ) -> torch.Tensor:
     out = a_t.new_empty((offsets.shape[0] - 1, a_t.shape[0], b_t.shape[0]), dtype=out_dtype)
     fp8_wgrad_grouped_(a_t, scale_a, b_t, scale_b, offsets, out, False, accumulation)
     return out
 
 
-# --- bf16, fp32 and fp64 operands ------------------------------------------------------------------------------
+# --- bf16, fp32 and fp64 operands: `knobs` steer kernels and mean nothing here ---------------------------------
 
 
 def _widen(a: torch.Tensor, b: torch.Tensor, wide: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -247,18 +271,18 @@ def _grouped_mm_takes(*operands: torch.Tensor) -> bool:
     return True
 
 
-def gemm(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
+def gemm(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype, *knobs: int) -> torch.Tensor:
     a, b = _widen(a, b, out_dtype != a.dtype)
     return torch.mm(a, b.mT).to(out_dtype)
 
 
-def gemm_(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, accumulate: bool) -> None:
+def gemm_(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, accumulate: bool, *knobs: int) -> None:
     a, b = _widen(a, b, accumulate or out.dtype != a.dtype)
     _store(out, torch.mm(a, b.mT), accumulate)
 
 
 def gemm_grouped(
-    a: torch.Tensor, b: torch.Tensor, offsets: torch.Tensor, out_dtype: torch.dtype
+    a: torch.Tensor, b: torch.Tensor, offsets: torch.Tensor, out_dtype: torch.dtype, *knobs: int
 ) -> torch.Tensor:
     bounds = _bounds(offsets, a.shape[0])
     a, b = _widen(a, b, out_dtype != a.dtype)
@@ -279,30 +303,34 @@ def gemm_grouped(
     return out
 
 
-def gemm_grouped_(a: torch.Tensor, b: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) -> None:
+def gemm_grouped_(
+    a: torch.Tensor, b: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor, *knobs: int
+) -> None:
     bounds = _bounds(offsets, a.shape[0])
     rows = slice(bounds[0], bounds[-1])
     out[rows] = gemm_grouped(a[rows], b, offsets - offsets[:1], out.dtype)
 
 
 def gemm_masked(
-    a: torch.Tensor, b: torch.Tensor, masked_m: torch.Tensor, out_dtype: torch.dtype
+    a: torch.Tensor, b: torch.Tensor, masked_m: torch.Tensor, out_dtype: torch.dtype, *knobs: int
 ) -> torch.Tensor:
     a, b = _widen(a, b, out_dtype != a.dtype)
     return torch.bmm(a, b.mT).masked_fill_(~_valid_rows(a, masked_m), 0.0).to(out_dtype)
 
 
-def gemm_masked_(a: torch.Tensor, b: torch.Tensor, masked_m: torch.Tensor, out: torch.Tensor) -> None:
+def gemm_masked_(
+    a: torch.Tensor, b: torch.Tensor, masked_m: torch.Tensor, out: torch.Tensor, *knobs: int
+) -> None:
     product = gemm_masked(a, b, masked_m, out.dtype)
     out.copy_(torch.where(_valid_rows(a, masked_m), product, out))
 
 
-def wgrad(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
+def wgrad(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype, *knobs: int) -> torch.Tensor:
     a, b = _widen(a, b, out_dtype != a.dtype)
     return torch.mm(a.mT, b).to(out_dtype)
 
 
-def wgrad_(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, accumulate: bool) -> None:
+def wgrad_(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, accumulate: bool, *knobs: int) -> None:
     a, b = _widen(a, b, accumulate or out.dtype != a.dtype)
     _store(out, torch.mm(a.mT, b), accumulate)
 
@@ -327,21 +355,21 @@ def _wgrad_groups(
 
 
 def wgrad_grouped(
-    a: torch.Tensor, b: torch.Tensor, offsets: torch.Tensor, out_dtype: torch.dtype
+    a: torch.Tensor, b: torch.Tensor, offsets: torch.Tensor, out_dtype: torch.dtype, *knobs: int
 ) -> torch.Tensor:
     a, b = _widen(a, b, out_dtype != a.dtype)
     return _wgrad_groups(a, b, offsets, None, False).to(out_dtype)
 
 
 def wgrad_grouped_(
-    a: torch.Tensor, b: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor, accumulate: bool
+    a: torch.Tensor, b: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor, accumulate: bool, *knobs: int
 ) -> None:
     a, b = _widen(a, b, accumulate or out.dtype != a.dtype)
     _wgrad_groups(a, b, offsets, out, accumulate)
 
 
 def wgrad_masked(
-    a: torch.Tensor, b: torch.Tensor, masked_m: torch.Tensor, out_dtype: torch.dtype
+    a: torch.Tensor, b: torch.Tensor, masked_m: torch.Tensor, out_dtype: torch.dtype, *knobs: int
 ) -> torch.Tensor:
     a, b = _widen(a, b, out_dtype != a.dtype)
     missing = ~_valid_rows(a, masked_m)  # rows that do not exist may hold NaN: both sides are cleared

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._checks import round_up
 from .activation import row_chunks
 
 EPSILON = (
@@ -161,6 +162,16 @@ def permute(x: Tensor, topk_idx: Tensor, num_experts: int) -> tuple[Tensor, Tens
     borders = torch.arange(num_experts + 1, device=expert.device)
     offsets = torch.searchsorted(expert, borders, out_int32=True)
     return x.index_select(0, source // topk_idx.shape[1]), offsets, source
+
+
+def permute_quantized(
+    q: Tensor, scale: Tensor, topk_idx: Tensor, num_experts: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    codes, offsets, source = permute(q.view(torch.uint8), topk_idx, num_experts)
+    rows = source.shape[0]
+    scale_perm = scale.new_ones(scale.shape[0], round_up(rows, 4))  # padding 1
+    torch.index_select(scale, 1, source // topk_idx.shape[1], out=scale_perm[:, :rows])
+    return codes.view(q.dtype), scale_perm, offsets, source
 
 
 def unpermute(y: Tensor, source: Tensor, num_tokens: int, top_k: int, weights: Tensor | None) -> Tensor:

@@ -53,7 +53,7 @@ def adamw_(
         flat = [t.reshape(-1) for t in operands]  # a view where the layout allows it, a copy elsewhere
         for start, stop in _chunks(index, param.numel()):
             p, g, m, v, *rest = (t[start:stop] for t in flat)
-            g = g * scale
+            g = (g if g.dtype == torch.float32 else g.float()) * scale
             # The update uses the moments before they are rounded to their storage format.
             m32 = m if m.dtype == torch.float32 else m.float()
             v32 = v if v.dtype == torch.float32 else v.float()
@@ -167,11 +167,11 @@ def _sum_of_squares(grad: Tensor) -> Tensor:
     flat = grad.reshape(-1)
     whole = flat.numel() // NORM_CHUNK
     parts = [
-        part.double().square_().sum() for part in flat[: whole * NORM_CHUNK].view(whole, NORM_CHUNK).unbind()
+        part.double().square().sum() for part in flat[: whole * NORM_CHUNK].view(whole, NORM_CHUNK).unbind()
     ]
     tail = flat[whole * NORM_CHUNK :]
     if tail.numel():
-        parts.append(tail.double().square_().sum())
+        parts.append(tail.double().square().sum())
     total = parts[0]
     for i in range(1, len(parts), NORM_CHUNK):
         total = total + torch.stack(parts[i : i + NORM_CHUNK]).sum()

@@ -220,7 +220,7 @@ def dequantize_rows(q: Tensor, row_scale: Tensor, dtype: torch.dtype) -> Tensor:
     values = decode_e4m3(q).to(dtype if exact else torch.float32)
     for elements, tiles, shape in spans(q.shape[-1]):
         values[..., elements].unflatten(-1, shape).mul_(row_scale[..., tiles, None])
-    return values.to(dtype)
+    return values.to(dtype).contiguous()
 
 
 def dequantize_1x128(q: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

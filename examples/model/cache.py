@@ -19,6 +19,7 @@ PAGE = 64
 class LatentCache:
     """Room for `batch_size` sequences of up to `max_length` tokens.
 
+    drafts: whether the MTP modules have a part in it, as speculative decoding needs; plain decoding saves it.
     pages: per layer (main layers, then MTP depths) [blocks, 64, kv_lora + rope].
     batch_invariant: steps attend with one product per sequence, whose rounding its neighbours cannot change.
     block_table: int32 [B, blocks per sequence]. lengths[d]: int32 [B]; d = 0 the main model, d >= 1 an MTP depth.
@@ -31,6 +32,7 @@ class LatentCache:
         max_length: int,
         *,
         batch_invariant: bool = False,
+        drafts: bool = True,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
@@ -40,16 +42,22 @@ class LatentCache:
         per_row = ceil_div(max_length, PAGE)
         shape = (batch_size * per_row, PAGE, config.latent_width)
         dtype = dtype or activation_dtype(config.precision)
-        layers = config.num_layers + config.mtp_depth
+        depths = config.mtp_depth if drafts else 0
+        layers = config.num_layers + depths
         self.pages = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
         blocks = torch.arange(batch_size * per_row, dtype=torch.int32, device=device)
         self.block_table = blocks.view(batch_size, per_row)
         # What turns a position into its place in the pages, for each page of a sequence.
         self._page_offset = (self.block_table - torch.arange(per_row, device=device)) * PAGE
         zero = torch.zeros(batch_size, dtype=torch.int32, device=device)
-        self.lengths = [zero.clone() for _ in range(1 + config.mtp_depth)]
+        self.lengths = [zero.clone() for _ in range(1 + depths)]
         # Known on the host, so that an overflow is an error before anything is written, without a device sync.
-        self._longest = [0] * (1 + config.mtp_depth)
+        self._longest = [0] * (1 + depths)
+
+    @property
+    def depths(self) -> int:
+        """MTP depths that it has room for."""
+        return len(self.lengths) - 1
 
     @property
     def batch_size(self) -> int:

@@ -43,13 +43,16 @@ class CachedDecoding:
         _check_tokens: Any
         _frequencies: Any
 
-    def new_cache(self, batch_size: int, max_length: int, *, batch_invariant: bool = False) -> LatentCache:
-        """An empty cache on the model's device; `batch_invariant` as in `LatentCache`."""
+    def new_cache(
+        self, batch_size: int, max_length: int, *, batch_invariant: bool = False, drafts: bool = True
+    ) -> LatentCache:
+        """An empty cache on the model's device; `batch_invariant` and `drafts` as in `LatentCache`."""
         return LatentCache(
             self.config,
             batch_size,
             max_length,
             batch_invariant=batch_invariant,
+            drafts=drafts,
             device=self.embed.weight.device,
         )
 
@@ -57,7 +60,7 @@ class CachedDecoding:
     def prefill(
         self, tokens: torch.Tensor, cache: LatentCache, lengths: torch.Tensor | None = None
     ) -> StepOutput:
-        """Read prompts into an empty cache, the MTP modules' part included.
+        """Read prompts into an empty cache, the MTP modules' part included if it has one.
 
         tokens: int64 [B, S], padded on the right if `lengths` (int [B], at least 1 each) is given; padding is not
         computed. Returns the state and logits of each prompt's last token: [B, 1, D], [B, 1, V].
@@ -77,7 +80,7 @@ class CachedDecoding:
         cache.check_room(longest)
         all_slots = cache.slots(place.expand(rows, -1))
         plan, hidden, last = self._decode_plan(), None, []
-        for depth in range(1 + self.config.mtp_depth):
+        for depth in range(1 + cache.depths):
             # Depth k knows the positions whose k-th next token is in the prompt.
             kept = (lengths - depth).clamp(min=0)
             row, position = (place < kept[:, None]).nonzero(as_tuple=True)
@@ -111,6 +114,8 @@ class CachedDecoding:
         must hold exactly the positions before these (`cache.truncate(lengths, depth)` takes rejected ones back).
         """
         check_range("depth", depth, low=1, high=self.config.mtp_depth)
+        if depth > cache.depths:
+            raise ArgumentError("cache: mtp_draft needs one made with drafts=True; got one without")
         check_tensor("hidden", hidden, shape=(*next_token.shape, self.config.hidden_size))
         layout = self._append(next_token, cache, depth)
         pages = cache.pages[self.config.num_layers + depth - 1]

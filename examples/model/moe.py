@@ -7,6 +7,7 @@ state, not a parameter: it stays in fp32 whatever the model is cast to, and toke
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +56,9 @@ class Router(nn.Module):
         """[T, D] -> (gate values fp32 [T, k], the decisions). Logits are an fp32 product of the operands as they are."""
         return self.choose(gate_logits(x_TD, self.weight))
 
-    def choose(self, logits: torch.Tensor) -> tuple[torch.Tensor, Routing]:
+    def choose(
+        self, logits: torch.Tensor, route: Callable[..., tuple[torch.Tensor, ...]] = route
+    ) -> tuple[torch.Tensor, Routing]:
         """Logits fp32 [T, E] -> as `forward`; counts the tokens when training."""
         topk_idx, topk_weight, scores, counts = route(logits, self.bias, **self.options)
         if self.training and torch._C._current_graph_task_id() == -1:  # -1: not inside a backward pass

@@ -5,11 +5,13 @@ A step takes a few rows through the whole model: what it costs on a CPU is the n
 
     MLA     the absorbed form: W_UK moves to the query and W_UV to the output, so that a cached token is one latent and one
             rotated key for all heads; both scale by (nope + rope)^-0.5, because absorption changes where a product is
-            taken, not the score. Products of one input are one product.
+            taken, not the score. Products of one input are one product, and where it is cheaper than setting another
+            one up, W_UK is multiplied into the query's projection and W_UV into the output's, once.
     MoE     where experts are small, all of them on every token, gates of 0 included: two products instead of two per
             expert that was chosen.
 
-Roundings stand where the modules have them, but for the sum over small experts, which is rounded once. The plan is made
+Roundings stand where the modules have them, but for the sum over small experts, which is rounded once, and for
+multiplied-out weights, which are rounded instead of what passed between them. The plan is made
 from the parameters when the first step needs it, and again after any of them changed: see `DecodePlan.fits`.
 """
 
@@ -22,11 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from deepseek_ops.activation import swiglu
-from deepseek_ops.attention import cache_write_, mla_decode
-from deepseek_ops.norm import rms_norm, rms_norm_residual
-from deepseek_ops.rope import rope
 from examples.model.block import Block
+from examples.model.calls import Calls, calls_for
 from examples.model.layers import Experts, Linear, RMSNorm
 from examples.model.mla import MLA, Layout
 from examples.model.moe import MoE
@@ -75,21 +74,28 @@ def product(*modules: nn.Module) -> Call:
     return lambda x: torch.cat([module(x) for module in modules], dim=-1)
 
 
+def pays(size: int, *weights: torch.Tensor) -> bool:
+    """Whether a product with one matrix of `size` elements costs less than the products with each of `weights`."""
+    return size - sum(weight.numel() for weight in weights) < SETUP
+
+
 class Norm:
     """`RMSNorm`, alone or after the residual addition."""
 
     def __init__(self, norm: RMSNorm) -> None:
         self.weight, self.eps = norm.weight.detach(), norm.eps
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, ops: Calls) -> torch.Tensor:
         """[T, D] -> [T, D]."""
-        return rms_norm(x, self.weight, self.eps)
+        return ops.rms_norm(x, self.weight, self.eps)
 
-    def add(self, delta: torch.Tensor | None, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def add(
+        self, delta: torch.Tensor | None, residual: torch.Tensor, ops: Calls
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(norm(delta + residual), delta + residual); delta None stands for 0."""
         if delta is None:
-            return rms_norm(residual, self.weight, self.eps), residual
-        return rms_norm_residual(delta, residual, self.weight, self.eps)
+            return ops.rms_norm(residual, self.weight, self.eps), residual
+        return ops.rms_norm_residual(delta, residual, self.weight, self.eps)
 
 
 class AbsorbedMLA:
@@ -106,23 +112,42 @@ class AbsorbedMLA:
         self.q_up = product(attn.q_b) if attn.q_rank else None
         self.kv_norm = Norm(attn.kv_norm)
         w_uk, w_uv = attn.absorbed_weights(self.kv_norm.weight.dtype)
-        self.w_uk, self.w_uv = Product(w_uk.detach()), Product(w_uv.detach().mT)
+        self.w_uk: Product | None = Product(w_uk.detach())
+        self.w_uv: Product | None = Product(w_uv.detach().mT)
         self.o = product(attn.o)
+        if isinstance(attn.o, Linear) and pays(
+            attn.heads * attn.kv_rank * attn.o.weight.shape[0], attn.o.weight, w_uv
+        ):
+            # o(concat_h(w_uv_h latent_h)): [D, H v] times the block diagonal of w_uv.
+            o = attn.o.weight.detach().float().view(-1, attn.heads, attn.v_dim).transpose(0, 1)
+            merged = torch.bmm(o, w_uv.detach().float())  # [H, D, rank]
+            self.o = Product(merged.transpose(0, 1).flatten(1).to(w_uv.dtype).mT)
+            self.w_uv = None
+        if attn.q_rank and isinstance(attn.q_b, Linear):
+            width = attn.heads * (attn.kv_rank + attn.rope_dim)
+            if pays(width * attn.q_rank, attn.q_b.weight, w_uk):
+                q = attn.q_b.weight.detach().float().view(attn.heads, -1, attn.q_rank)
+                latent = torch.bmm(w_uk.detach().float().mT, q[:, : attn.nope])  # [H, rank, q_rank]
+                merged = torch.cat((latent, q[:, attn.nope :]), dim=1).flatten(0, 1)
+                self.q_up = Product(merged.to(w_uk.dtype).mT)
+                self.w_uk = None
+                self.head_parts = [attn.kv_rank, attn.rope_dim]
 
-    def __call__(self, x_TD: torch.Tensor, layout: Layout, pages: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x_TD: torch.Tensor, layout: Layout, pages: torch.Tensor, ops: Calls) -> torch.Tensor:
         """[T, D] -> [T, D]."""
         if layout.lengths is None:
             return self.expanded(x_TD, layout, pages)
         c_q, c_kv, k_pe = torch.split_with_sizes(self.down(x_TD), self.parts, dim=-1)
-        q = c_q if self.q_up is None else self.q_up(self.q_norm(c_q))
+        q = c_q if self.q_up is None else self.q_up(self.q_norm(c_q, ops))
         q_nope, q_pe = torch.split_with_sizes(
             q.view(-1, self.heads, sum(self.head_parts)), self.head_parts, dim=-1
         )
-        turned = rope(torch.cat((q_pe, k_pe[:, None]), dim=1), layout.positions, layout.inv_freq)
-        cache_write_(pages, self.kv_norm(c_kv), turned[:, -1], layout.slots)
-        q_latent = self.w_uk(q_nope.transpose(0, 1)).transpose(0, 1)
-        out, _ = mla_decode(
-            torch.cat((q_latent, turned[:, :-1]), dim=-1),
+        turned = ops.rope(torch.cat((q_pe, k_pe[:, None]), dim=1), layout.positions, layout.inv_freq)
+        ops.cache_write_(pages, self.kv_norm(c_kv, ops), turned[:, -1], layout.slots)
+        if self.w_uk is not None:
+            q_nope = self.w_uk(q_nope.transpose(0, 1)).transpose(0, 1)
+        out, _ = ops.mla_decode(
+            torch.cat((q_nope, turned[:, :-1]), dim=-1),
             pages,
             layout.block_table,
             layout.lengths,
@@ -131,7 +156,9 @@ class AbsorbedMLA:
             latent_dim=self.rank,
             batch_invariant=layout.batch_invariant,
         )
-        return self.o(self.w_uv(out.transpose(0, 1)).transpose(0, 1).flatten(1))
+        if self.w_uv is not None:
+            out = self.w_uv(out.transpose(0, 1)).transpose(0, 1)
+        return self.o(out.flatten(1))
 
 
 class Dense:
@@ -140,9 +167,9 @@ class Dense:
     def __init__(self, ffn: nn.Module) -> None:
         self.gate_up, self.down = product(ffn.gate_up), product(ffn.down)
 
-    def __call__(self, x_TD: torch.Tensor, prompt: bool) -> torch.Tensor:
+    def __call__(self, x_TD: torch.Tensor, prompt: bool, ops: Calls) -> torch.Tensor:
         """[T, D] -> [T, D]; prompts and steps are one."""
-        return self.down(swiglu(self.gate_up(x_TD)))
+        return self.down(ops.swiglu(self.gate_up(x_TD)))
 
 
 class Mixture:
@@ -180,21 +207,21 @@ class Mixture:
         self.always, self.gate_up, self.down = always, Product(gate_up.mT), Product(down)
         self.gated = (always.shape[0], twice_inner)
 
-    def __call__(self, x_TD: torch.Tensor, prompt: bool) -> torch.Tensor:
+    def __call__(self, x_TD: torch.Tensor, prompt: bool, ops: Calls) -> torch.Tensor:
         """[T, D] -> [T, D]."""
         rows = x_TD.shape[0]
-        topk_weight, routing = self.router.choose(torch.mm(x_TD.float(), self.gate))
+        topk_weight, routing = self.router.choose(torch.mm(x_TD.float(), self.gate), ops.route)
         if prompt or not self.small:
             return self.moe.combine(x_TD, topk_weight, routing.topk_idx)
         gates = self.always.expand(rows, -1).scatter(1, routing.topk_idx, topk_weight)
         if rows <= self.chunk:
-            return self._all_experts(x_TD, gates)
+            return self._all_experts(x_TD, gates, ops)
         parts = zip(x_TD.split(self.chunk), gates.split(self.chunk), strict=True)
-        return torch.cat([self._all_experts(x, weights) for x, weights in parts])
+        return torch.cat([self._all_experts(x, weights, ops) for x, weights in parts])
 
-    def _all_experts(self, x_TD: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+    def _all_experts(self, x_TD: torch.Tensor, gates: torch.Tensor, ops: Calls) -> torch.Tensor:
         """Sum over experts of gates fp32 [T, E + shared] times their outputs: [T, D] -> [T, D]."""
-        inner = swiglu(self.gate_up(x_TD).view(-1, *self.gated), gates)
+        inner = ops.swiglu(self.gate_up(x_TD).view(-1, *self.gated), gates)
         return self.down(inner.flatten(1))
 
 
@@ -207,12 +234,17 @@ class Layer:
         self.ffn: Mixture | Dense = Mixture(block.ffn) if isinstance(block.ffn, MoE) else Dense(block.ffn)
 
     def __call__(
-        self, delta: torch.Tensor | None, residual: torch.Tensor, layout: Layout, pages: torch.Tensor
+        self,
+        delta: torch.Tensor | None,
+        residual: torch.Tensor,
+        layout: Layout,
+        pages: torch.Tensor,
+        ops: Calls,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(delta, residual) [T, D] each -> the same for the next layer."""
-        x, residual = self.attn_norm.add(delta, residual)
-        x, residual = self.ffn_norm.add(self.attn(x, layout, pages), residual)
-        return self.ffn(x, layout.lengths is None), residual
+        x, residual = self.attn_norm.add(delta, residual, ops)
+        x, residual = self.ffn_norm.add(self.attn(x, layout, pages, ops), residual, ops)
+        return self.ffn(x, layout.lengths is None, ops), residual
 
 
 class Draft:
@@ -227,11 +259,11 @@ class Draft:
         self.layer, self.norm = Layer(mtp.block), Norm(mtp.norm)
 
     def __call__(
-        self, hidden_TD: torch.Tensor, emb_TD: torch.Tensor, layout: Layout, pages: torch.Tensor
+        self, hidden_TD: torch.Tensor, emb_TD: torch.Tensor, layout: Layout, pages: torch.Tensor, ops: Calls
     ) -> torch.Tensor:
         """(state of the depth before, embedding of the token k ahead) [T, D] -> state of this depth [T, D]."""
-        x = self.proj(torch.cat((self.emb_norm(emb_TD), self.hidden_norm(hidden_TD)), dim=-1))
-        return self.norm.add(*self.layer(None, x, layout, pages))[0]
+        x = self.proj(torch.cat((self.emb_norm(emb_TD, ops), self.hidden_norm(hidden_TD, ops)), dim=-1))
+        return self.norm.add(*self.layer(None, x, layout, pages, ops), ops)[0]
 
 
 class DecodePlan:
@@ -272,16 +304,18 @@ class DecodePlan:
 
         They see each other (prompts), and with `layout.lengths` what the cache holds.
         """
+        ops = calls_for(tokens_T, self.embedding, pages[0])
         delta, residual = None, self.embedding.index_select(0, tokens_T)
         for layer, layer_pages in zip(self.layers, pages, strict=False):  # the drafts' pages follow
-            delta, residual = layer(delta, residual, layout, layer_pages)
-        return self.norm.add(delta, residual)[0]
+            delta, residual = layer(delta, residual, layout, layer_pages, ops)
+        return self.norm.add(delta, residual, ops)[0]
 
     def draft(
         self, depth: int, hidden_TD: torch.Tensor, tokens_T: torch.Tensor, layout: Layout, pages: torch.Tensor
     ) -> torch.Tensor:
         """State of MTP depth k [T, D] from that of depth k - 1 and the tokens k ahead, int64 [T]."""
-        return self.drafts[depth - 1](hidden_TD, self.embedding.index_select(0, tokens_T), layout, pages)
+        ops = calls_for(hidden_TD, tokens_T, self.embedding, pages)
+        return self.drafts[depth - 1](hidden_TD, self.embedding.index_select(0, tokens_T), layout, pages, ops)
 
     def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
         """[T, D] -> fp32 [T, V]."""

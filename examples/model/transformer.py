@@ -310,19 +310,20 @@ class Transformer(CachedDecoding, nn.Module):
     def _frequencies(self, device: torch.device) -> torch.Tensor:
         """RoPE's inverse frequencies, fp32 [rope / 2]: not a buffer, so that no cast of the model rounds them."""
         if device not in self._inv_freq:
-            c = self.config
-            dim, yarn = c.qk_rope_head_dim, c.yarn
-            if yarn is None:
-                table = 1.0 / c.rope_theta ** (
-                    torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim
-                )
-            else:
-                with torch.device("cpu"):
-                    table = yarn_inv_freq(
-                        dim, c.rope_theta, yarn.factor, yarn.original_max, yarn.beta_fast, yarn.beta_slow
-                    )
-            self._inv_freq[device] = table.to(device)
+            # A first call may be generation's; a table of inference mode could not be saved for a backward pass later.
+            with torch.inference_mode(False):
+                self._inv_freq[device] = self._frequency_table().to(device)
         return self._inv_freq[device]
+
+    def _frequency_table(self) -> torch.Tensor:
+        c = self.config
+        dim, yarn = c.qk_rope_head_dim, c.yarn
+        if yarn is None:
+            return 1.0 / c.rope_theta ** (torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim)
+        with torch.device("cpu"):
+            return yarn_inv_freq(
+                dim, c.rope_theta, yarn.factor, yarn.original_max, yarn.beta_fast, yarn.beta_slow
+            )
 
 
 def _empty(config: ModelConfig, dtype: torch.dtype) -> torch.Tensor:

@@ -104,7 +104,7 @@ def sample(
     return torch.multinomial(probability, 1, generator=generator).squeeze(-1)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
@@ -124,7 +124,9 @@ def generate(
         raise UserError(f"temperature, top_p: must be >= 0 and in (0, 1]; got {temperature}, {top_p}")
     tokens, lengths = pad_prompts(model, prompts, max_new_tokens)
     generator = torch.Generator(tokens.device).manual_seed(seed)
-    cache = model.new_cache(len(prompts), tokens.shape[1] + max_new_tokens, batch_invariant=batch_invariant)
+    cache = model.new_cache(
+        len(prompts), tokens.shape[1] + max_new_tokens, batch_invariant=batch_invariant, drafts=False
+    )
     output = model.prefill(tokens, cache, lengths)
     collector, result = Collector(len(prompts), max_new_tokens, eos), Generation([])
     while True:

@@ -27,7 +27,7 @@ from examples.rollout.generate import Collector, Generation, pad_prompts
 LEAVE = 0.75
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate_speculative(
     model: Transformer,
     prompts: Sequence[Sequence[int]],

@@ -5,6 +5,7 @@ Names matter: bench/proof/claims.py finds its evidence by them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,7 +13,9 @@ import torch
 
 import deepseek_ops
 from bench.proof.benchmarks import QUANTISERS, same_bits
-from deepseek_ops import gemm, quantize
+from bench.proof.claims import MOE_KERNELS
+from deepseek_ops import gemm, moe, quantize
+from deepseek_ops._gemm_checks import FP8_WGRAD_TILES
 from deepseek_ops._registry import OPS, absent_reason
 
 pytestmark = pytest.mark.gpu
@@ -134,3 +137,288 @@ def test_fp8_gemm_graph() -> None:
                 to.copy_(value)
             graph.replay()
             assert same_bits(out, gemm.fp8_gemm(*given))
+
+
+DECODES = [(1, 8, 128), (7, 136, 1536), (16, 2112, 7168), (33, 576, 144), (64, 4096, 2048)]
+
+
+@pytest.mark.parametrize("split_k", [None, 1, 2, 4, 8])
+@pytest.mark.parametrize(("m", "n", "k"), DECODES)
+def test_fp8_gemm_decode_bits(m: int, n: int, k: int, split_k: int | None) -> None:
+    """Equal to the model of the tensor core with the same ranges of K, with and without early weights."""
+    need_kernel("fp8_gemm_decode")
+    given = operands(m, n, k)
+    for out_dtype in (torch.float32, torch.bfloat16):
+        with deepseek_ops.backend("modelled"):
+            want = gemm.fp8_gemm_decode(*given, out_dtype=out_dtype, split_k=split_k)
+        on_device = [t.cuda() for t in given]
+        torch.cuda.synchronize()  # the weights are there: they may be loaded early
+        for prefetch in (False, True):
+            with deepseek_ops.backend("cuda"):
+                got = gemm.fp8_gemm_decode(
+                    *on_device, out_dtype=out_dtype, split_k=split_k, prefetch_weights=prefetch
+                )
+            assert same_bits(got.cpu(), want)
+
+
+def test_fp8_gemm_decode_batch() -> None:
+    """Rows alone, in small and in large batches: one answer."""
+    need_kernel("fp8_gemm_decode")
+    a, scale_a, b, scale_b = (t.cuda() for t in operands(64, 4096, 7168))
+    with deepseek_ops.backend("cuda"):
+        whole = gemm.fp8_gemm_decode(a, scale_a, b, scale_b, out_dtype=torch.float32)
+        for first, past in ((0, 4), (8, 16), (32, 64), (60, 64)):
+            part = gemm.fp8_gemm_decode(
+                a[first:past], scale_a[:, first:past].contiguous(), b, scale_b, out_dtype=torch.float32
+            )
+            assert same_bits(part, whole[first:past])
+
+
+def batch(groups: int, room: int, n: int, k: int) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(groups + room + n + k)
+    with deepseek_ops.backend("reference"):
+        rows = [quantize.quantize_1x128(torch.randn(room, k, generator=generator)) for _ in range(groups)]
+        return (
+            *(torch.stack(x) for x in zip(*rows, strict=True)),
+            *quantize.quantize_128x128(torch.randn(groups, n, k, generator=generator)),
+        )
+
+
+@pytest.mark.parametrize(
+    ("counts", "room"), [([0, 9, 0, 64], 64), ([1] * 8, 8), ([0, 0], 16), ([3, 0, 32, 17], 32)]
+)
+def test_fp8_gemm_masked_decode_bits(counts: list[int], room: int) -> None:
+    """Empty groups among others; rows past the counts are zero, or stay in `out`."""
+    need_kernel("fp8_gemm_masked_decode")
+    given = (*batch(len(counts), room, 576, 1536), torch.tensor(counts, dtype=torch.int32))
+    with deepseek_ops.backend("modelled"):
+        want = gemm.fp8_gemm_masked_decode(*given)
+    out = torch.full(want.shape, 7.0, dtype=torch.bfloat16, device="cuda")
+    with deepseek_ops.backend("cuda"):
+        assert same_bits(gemm.fp8_gemm_masked_decode(*[t.cuda() for t in given]).cpu(), want)
+        gemm.fp8_gemm_masked_decode(*[t.cuda() for t in given], out=out)
+    for g, count in enumerate(counts):
+        assert same_bits(out[g, :count].cpu(), want[g, :count]) and bool((out[g, count:] == 7).all())
+
+
+def test_fp8_gemm_decode_graph() -> None:
+    """Captured once, replayed on new data: the same bits as a plain call, each time."""
+    need_kernel("fp8_gemm_decode")
+    first, second = ([t.cuda() for t in operands(32, 4096, 7168, positive)] for positive in (False, True))
+    static = [t.clone() for t in first]
+    out = torch.empty(32, 4096, device="cuda", dtype=torch.bfloat16)
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with deepseek_ops.backend("cuda"):
+        gemm.fp8_gemm_decode(*static, out=out)
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, stream=stream):
+            gemm.fp8_gemm_decode(*static, out=out)
+        for given in (first, second):
+            for to, value in zip(static, given, strict=True):
+                to.copy_(value)
+            for _ in range(20):
+                graph.replay()
+                assert same_bits(out, gemm.fp8_gemm_decode(*given))
+
+
+def test_fp8_gemm_masked_decode_graph() -> None:
+    """The counts change between replays of one graph."""
+    need_kernel("fp8_gemm_masked_decode")
+    given = [t.cuda() for t in batch(8, 16, 576, 1536)]
+    masked_m = torch.zeros(8, dtype=torch.int32, device="cuda")
+    out = torch.zeros(8, 16, 576, device="cuda", dtype=torch.bfloat16)
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with deepseek_ops.backend("cuda"):
+        gemm.fp8_gemm_masked_decode(*given, masked_m, out=out)
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, stream=stream):
+            gemm.fp8_gemm_masked_decode(*given, masked_m, out=out)
+        for counts in ([16] * 8, [0, 3, 0, 16, 1, 0, 0, 9], [0] * 8):
+            masked_m.copy_(torch.tensor(counts, dtype=torch.int32))
+            want = gemm.fp8_gemm_masked_decode(*given, masked_m)
+            for _ in range(20):
+                out.zero_()
+                graph.replay()
+                assert same_bits(out, want)
+
+
+def wgrad_operands(m: int, n: int, tokens: int, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(m + 3 * n + 5 * tokens + seed)
+    with deepseek_ops.backend("reference"):
+        pieces = [quantize.quantize_1x128(torch.randn(rows, tokens, generator=generator)) for rows in (m, n)]
+    return [t for piece in pieces for t in piece]
+
+
+@pytest.mark.parametrize("out_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("m", "n", "tokens"), [(1, 8, 128), (64, 128, 512), (129, 136, 144), (257, 1408, 2048)]
+)
+def test_fp8_wgrad_bits(m: int, n: int, tokens: int, out_dtype: torch.dtype) -> None:
+    """Equal to the model of the tensor core, bit for bit, overwriting and accumulating, with every tile."""
+    need_kernel("fp8_wgrad")
+    given = wgrad_operands(m, n, tokens)
+    with deepseek_ops.backend("reference"):
+        want = gemm.fp8_wgrad(*given, accumulation="hopper")
+    old = torch.randn(m, n).to(out_dtype)
+    for tile in (None, *FP8_WGRAD_TILES):
+        out = old.cuda()
+        with deepseek_ops.backend("cuda"):
+            got = gemm.fp8_wgrad(*[t.cuda() for t in given], out_dtype=out_dtype, tile=tile)
+            gemm.fp8_wgrad(*[t.cuda() for t in given], out=out, accumulate=True, tile=tile)
+        assert same_bits(got.cpu(), want.to(out_dtype))
+        assert same_bits(out.cpu(), (old.float() + want).to(out_dtype))
+
+
+WGRAD_GROUPS = {
+    "experts_of_128": [128] * 8,
+    "odd_tiles": [128, 256],
+    "one_hot": [0, 0, 1024, 0],
+    "all_empty": [0, 0, 0],
+    "ragged": [0, 640, 128, 0, 0, 384, 128, 0],
+}
+
+
+@pytest.mark.parametrize("sizes", WGRAD_GROUPS.values(), ids=WGRAD_GROUPS.keys())
+def test_fp8_wgrad_grouped_bits(sizes: list[int]) -> None:
+    """Every group bit for bit; what groups without tokens own stays as it was."""
+    need_kernel("fp8_wgrad_grouped")
+    bounds = [0, *itertools.accumulate(sizes)]
+    given = wgrad_operands(192, 328, bounds[-1] + 128)
+    offsets = torch.tensor(bounds, dtype=torch.int32)
+    old = torch.randn(len(sizes), 192, 328)
+    with deepseek_ops.backend("reference"):
+        want = gemm.fp8_wgrad_grouped(*given, offsets, accumulation="hopper")
+        added = old.clone()
+        gemm.fp8_wgrad_grouped(*given, offsets, out=added, accumulate=True, accumulation="hopper")
+    out = old.cuda()
+    with deepseek_ops.backend("cuda"):
+        got = gemm.fp8_wgrad_grouped(*[t.cuda() for t in (*given, offsets)])
+        gemm.fp8_wgrad_grouped(*[t.cuda() for t in (*given, offsets)], out=out, accumulate=True)
+    assert same_bits(got.cpu(), want) and same_bits(out.cpu(), added)
+
+
+def test_fp8_wgrad_repeat() -> None:
+    """Twenty runs, one answer."""
+    given = [t.cuda() for t in wgrad_operands(1408, 1408, 2048)]
+    with deepseek_ops.backend("cuda"):
+        first = gemm.fp8_wgrad(*given)
+        assert all(same_bits(gemm.fp8_wgrad(*given), first) for _ in range(20))
+
+
+def test_fp8_wgrad_grouped_repeat() -> None:
+    """The same with experts of 128 tokens, on which others raced (DeepGEMM 365)."""
+    given = [t.cuda() for t in wgrad_operands(1408, 1408, 2048)]
+    given.append(torch.arange(0, 2049, 128, dtype=torch.int32, device="cuda"))
+    with deepseek_ops.backend("cuda"):
+        first = gemm.fp8_wgrad_grouped(*given)
+        assert all(same_bits(gemm.fp8_wgrad_grouped(*given), first) for _ in range(20))
+
+
+def test_fp8_wgrad_grouped_graph() -> None:
+    """Captured once, replayed with other offsets: nothing of them is read on the host."""
+    need_kernel("fp8_wgrad_grouped")
+    given = [t.cuda() for t in wgrad_operands(256, 384, 1024)]
+    many = [torch.tensor(o, dtype=torch.int32).cuda() for o in ([0, 128, 1024, 1024], [0, 0, 512, 640])]
+    offsets, out = many[0].clone(), torch.empty(3, 256, 384, device="cuda")
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with deepseek_ops.backend("cuda"):
+        gemm.fp8_wgrad_grouped(*given, offsets, out=out)
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, stream=stream):
+            gemm.fp8_wgrad_grouped(*given, offsets, out=out)
+        for value in many:
+            offsets.copy_(value)
+            graph.replay()
+            assert same_bits(out, gemm.fp8_wgrad_grouped(*given, value))
+
+
+def moe_arguments(kernel: str, tokens: int, hidden: int) -> tuple[tuple, ...]:
+    """Arguments of one op of the MoE plumbing, on the CPU; 64 experts, 8 groups, 4 open, 6 experts a token."""
+    generator = torch.Generator().manual_seed(tokens + hidden)
+    logits = torch.randn(tokens, 64, generator=generator)
+    bias = torch.randn(64, generator=generator) * 0.01
+    with deepseek_ops.backend("modelled"):
+        topk_idx, weight, scores, _ = moe._route(logits, bias, 6, 8, 4, 2.5, True)
+        x = torch.randn(tokens, hidden, generator=generator).to(torch.bfloat16)
+        here = torch.where(topk_idx < 32, topk_idx, -1)  # half of the experts are another rank's
+        y, _, source = moe._permute(x, here, 32)
+        quantized = quantize.quantize_1x128(x)
+    cu = torch.tensor([0, tokens // 3, tokens // 3, tokens - tokens // 7], dtype=torch.int32)
+    return {
+        "route": (logits, bias, 6, 8, 4, 2.5, True),
+        "route_backward": (torch.randn(tokens, 6, generator=generator), logits, scores, topk_idx, 2.5, True),
+        "balance_loss": (scores, topk_idx, cu, 0.1, "unbiased"),
+        "permute": (x, here, 32),
+        "permute_quantized": (*quantized, here, 32),
+        "unpermute": (y, source, tokens, 6, weight),
+        "unpermute_backward": (x, y, source, 6, weight),
+    }[kernel]
+
+
+def on_gpu(arguments: tuple) -> tuple:
+    return tuple(a.cuda() if isinstance(a, torch.Tensor) else a for a in arguments)
+
+
+def tensors(result: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (result,) if isinstance(result, torch.Tensor) else result
+
+
+@pytest.mark.parametrize(("tokens", "hidden"), [(1, 128), (7, 72), (129, 7168), (4097, 256), (70000, 16)])
+@pytest.mark.parametrize("kernel", MOE_KERNELS)
+def test_moe_results(kernel: str, tokens: int, hidden: int) -> None:
+    """Permutations to the byte. Elsewhere the device's exponential and reciprocal stand between us and the model
+    (docs/numerics.md: 2^-21 each), so that two scores closer than that may change places."""
+    need_kernel(kernel)
+    arguments = moe_arguments(kernel, tokens, hidden)
+    with deepseek_ops.backend("modelled"):
+        want = tensors(OPS[kernel](*arguments))
+    with deepseek_ops.backend("cuda"):
+        got = tensors(OPS[kernel](*on_gpu(arguments)))
+    for g, w in zip(got, want, strict=True):
+        if kernel in ("permute", "permute_quantized", "unpermute", "unpermute_backward"):
+            assert same_bits(g.cpu(), w)
+        elif g.is_floating_point() and kernel != "route":
+            torch.testing.assert_close(g.cpu(), w, rtol=1e-5, atol=1e-6)
+    if kernel == "route":
+        topk_idx, weight, scores, counts = (g.cpu() for g in got)
+        torch.testing.assert_close(scores, want[2], rtol=2.0**-19, atol=0)
+        same = (topk_idx == want[0]).all(1)
+        assert same.double().mean() > 0.999
+        torch.testing.assert_close(weight[same], want[1][same], rtol=2.0**-18, atol=0)
+        assert torch.equal(counts, torch.bincount(topk_idx.flatten(), minlength=64))
+
+
+@pytest.mark.parametrize("kernel", MOE_KERNELS)
+def test_moe_repeat(kernel: str) -> None:
+    """Twenty runs, one answer."""
+    need_kernel(kernel)
+    arguments = on_gpu(moe_arguments(kernel, 5000, 512))
+    with deepseek_ops.backend("cuda"):
+        first = tensors(OPS[kernel](*arguments))
+        for _ in range(20):
+            assert all(same_bits(a, b) for a, b in zip(tensors(OPS[kernel](*arguments)), first, strict=True))
+
+
+def test_moe_graph() -> None:
+    """Route, there and back, captured once and replayed on other logits."""
+    need_kernel("permute")
+    first, second = (torch.randn(300, 64, device="cuda") for _ in range(2))
+    x = torch.randn(300, 512, device="cuda", dtype=torch.bfloat16)
+    logits, bias = first.clone(), torch.zeros(64, device="cuda")
+
+    def layer() -> torch.Tensor:
+        topk_idx, weight, _, counts = moe.route(logits, bias, top_k=6, num_groups=8, top_groups=4)
+        x_perm, _, source = moe.permute(x, topk_idx, 64)
+        moe.update_bias_(bias, counts, speed=0.0)
+        return moe.unpermute(x_perm, source, 300, 6, weight)
+
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with deepseek_ops.backend("cuda"):
+        layer()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, stream=stream):
+            out = layer()
+        for given in (first, second):
+            logits.copy_(given)
+            graph.replay()
+            assert same_bits(out, layer())

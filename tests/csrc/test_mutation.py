@@ -12,7 +12,7 @@ families = pytest.mark.parametrize("family", mutation.FAMILIES)
 @families
 def test_mutants_are_killed(family):
     """The first kernel of each family, a few seeds."""
-    kernel = mutation.FAMILIES[family]()[0]
+    kernel = mutation.kernels(family)[0]
     outcomes = mutation.mutate(kernel, seeds=3, limit=30)
     print(mutation.table(kernel.name, outcomes))
     assert outcomes
@@ -22,7 +22,7 @@ def test_mutants_are_killed(family):
 @pytest.mark.slow
 @families
 def test_all_mutants_are_killed(family):
-    for kernel in mutation.FAMILIES[family]():
+    for kernel in mutation.kernels(family):
         outcomes = mutation.mutate(kernel, seeds=8)
         print(mutation.table(kernel.name, outcomes))
         assert mutation.unexplained(outcomes) == []

@@ -16,6 +16,11 @@ def exp(x: Tensor) -> Tensor:
     return x.double().exp().float()
 
 
+def log(x: Tensor) -> Tensor:
+    """ln x of fp32, rounded once."""
+    return x.double().log().float()
+
+
 def reciprocal(x: Tensor) -> Tensor:
     """1 / x of fp32, rounded once."""
     return torch.ones_like(x) / x  # 1 / tensor is the same here, but number / tensor is not in general
@@ -23,7 +28,8 @@ def reciprocal(x: Tensor) -> Tensor:
 
 def rsqrt(x: Tensor) -> Tensor:
     """1 / sqrt(x) of fp32, rounded twice."""
-    return reciprocal(x.sqrt())
+    # By way of fp64: torch's fp32 square root on a CPU may be MKL's, which is not always rounded correctly.
+    return reciprocal(x.double().sqrt().float())
 
 
 def sigmoid(x: Tensor) -> Tensor:

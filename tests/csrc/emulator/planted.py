@@ -45,8 +45,13 @@ def object_file(folder: Path, source: Path, flags: list[str], headers: bytes) ->
     return target
 
 
-def build(folder: Path, plain: list[Path], watched: list[Path], extra: tuple[str, ...] = ()) -> Path:
-    """A library of host sources and of kernels whose every access is watched; workers of pytest-xdist take turns."""
+def build(
+    folder: Path, plain: list[Path], watched: list[Path], extra: tuple[str, ...] = (), name: str = "library"
+) -> Path:
+    """A library of host sources and of kernels whose every access is watched; workers of pytest-xdist take turns.
+
+    Libraries of one folder share the objects of their common sources, the emulator's above all.
+    """
     if shutil.which("g++") is None:
         pytest.skip("no g++")
     headers = b"".join(
@@ -63,9 +68,9 @@ def build(folder: Path, plain: list[Path], watched: list[Path], extra: tuple[str
         with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
             objects = list(pool.map(lambda job: object_file(folder, *job, headers), jobs))
         key = hashlib.sha256("".join(o.name for o in objects).encode()).hexdigest()[:20]
-        library = folder / f"library-{key}.so"
+        library = folder / f"{name}-{key}.so"
         if not library.exists():
-            for old in folder.glob("library-*.so"):
+            for old in folder.glob(f"{name}-*.so"):
                 old.unlink()
             # What is not watched first: of inline functions that both contain, the linker keeps the first copy.
             subprocess.run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import subprocess
 import sys
@@ -162,6 +163,48 @@ def test_bank_conflicts_are_counted(planted):
     assert planted.library.planted_bank_conflicts() == 0
     planted.run("gemm", 14)  # rows of stmatrix without the swizzle
     assert planted.library.planted_bank_conflicts() > 100
+
+
+# bytes of a read, bytes between lanes, lanes that read: wavefronts of a request, and how few would do
+@pytest.mark.parametrize(
+    ("size", "stride", "lanes", "wavefronts", "least"),
+    [
+        (4, 4, 32, 1, 1),  # neighbours
+        (4, 128, 32, 32, 1),  # a column of a 32 x 32 matrix: one bank
+        (4, 132, 32, 1, 1),  # the same with a padded row
+        (4, 8, 32, 2, 1),  # every second word
+        (4, 0, 32, 1, 1),  # one word for all: a broadcast
+        (1, 1, 32, 1, 1),  # four lanes to a word
+        (1, 128, 32, 32, 1),
+        (8, 8, 32, 2, 2),  # two half warps, each all banks
+        (8, 128, 32, 32, 2),  # 16 pairs in two banks, twice
+        (16, 16, 32, 4, 4),  # four quarters
+        (16, 128, 32, 32, 4),  # 8 in four banks, four times
+        (16, 144, 32, 4, 4),
+        (-16, 16, 32, 4, 4),  # a vector that g++ takes apart
+        (-16, 128, 32, 32, 4),
+        (4, 128, 5, 5, 1),  # the rest of the warp is masked
+        (16, 16, 8, 1, 1),
+    ],
+)
+def test_bank_conflicts_of_plain_accesses(planted, size, stride, lanes, wavefronts, least):
+    run = planted.library.planted_banks
+    run.restype = ctypes.c_char_p
+
+    def sites(count, seed):
+        text = run(size, stride, lanes, count, ctypes.c_uint64(seed)).decode()
+        return [site.split("|") for site in text.split(";")[:-1]]
+
+    for seed in range(3):
+        found = sites(1, seed)
+        digest = planted.digest()
+        read = [site for site in found if site[1] == f"read of {abs(size)} B"]
+        assert [int(n) for n in read[0][2:]] == [6, 6 * wavefronts, 6 * least, wavefronts - least]
+        assert re.search(r"bank_conflicts\.cu:\d+$", read[0][0])
+        write = [site for site in found if site[1] == "write of 4 B"]
+        assert len(read) == len(write) == 1 and write[0][2:] == ["256", "256", "256", "0"]
+        assert planted.library.planted_bank_conflicts() == 6 * (wavefronts - least)
+        assert sites(0, seed) == [] and planted.digest() == digest  # watching changes no decision
 
 
 def test_names_are_unique():

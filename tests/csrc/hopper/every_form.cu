@@ -69,6 +69,11 @@ template <CacheHint hint>
 HOPPER_KERNEL(128) use_tma_load(HOPPER_GRID_CONSTANT const TensorMap map, uint16_t mask) {
   Shared& s = shared();
   tma_prefetch(map);
+  tma_prefetch(map, {1});
+  tma_prefetch(map, {1, 2});
+  tma_prefetch(map, {1, 2, 3});
+  tma_prefetch(map, {1, 2, 3, 4});
+  tma_prefetch(map, {1, 2, 3, 4, 5});
   tma_load<hint>(s.tile, map, s.barrier, {1});
   tma_load<hint>(s.tile, map, s.barrier, {1, 2});
   tma_load<hint>(s.tile, map, s.barrier, {1, 2, 3});

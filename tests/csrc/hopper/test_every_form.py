@@ -125,6 +125,7 @@ def test_tensor_copies(sass: dict[str, list[str]], hint: str) -> None:
     multicast = {f"{name}.MULTICAST": count for name, count in plain.items()}
     assert families(loads, "UTMALDG") == plain | multicast
     assert families(loads, "UTMACCTL") == {"UTMACCTL.PF": 1}
+    assert families(loads, "UTMAPF") == {f"UTMAPF.L2.{rank}D": 1 for rank in (1, 2, 3, 4, 5)}
     assert families(stores, "UTMASTG") == {f"UTMASTG.{rank}D": 1 for rank in (1, 2, 3, 4, 5)}
     forms = ("1D.ADD", "2D.MIN", "3D.MAX", "4D.INC", "5D.DEC", "1D.AND", "1D.OR", "1D.XOR")
     assert families(reductions, "UTMAREDG") == {f"UTMAREDG.{form}": 1 for form in forms}

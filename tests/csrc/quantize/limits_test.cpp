@@ -22,6 +22,7 @@ uint8_t* dynamic_smem() { std::abort(); }
 uint32_t shuffle(Shuffle, uint32_t, uint32_t, uint32_t, uint32_t, Site) { std::abort(); }
 uint32_t warp_reduce(Reduce, uint32_t, bool, uint32_t, Site) { std::abort(); }
 void barrier_sync(uint32_t, uint32_t, Site) { std::abort(); }
+void syncwarp(uint32_t, Site) { std::abort(); }
 void grid_dependency_wait(Site) { std::abort(); }
 void grid_dependency_launch(Site) { std::abort(); }
 }  // namespace emulator
@@ -98,6 +99,31 @@ TransposeArguments transpose() {
   return a;
 }
 
+PackArguments pack() {
+  PackArguments a;
+  a.x = matrix(Type::bf16, 130, 64);
+  a.packed = at(20480);
+  a.scale = floats(40960);
+  return a;
+}
+UnpackArguments unpack() {
+  UnpackArguments a;
+  a.packed = at(0);
+  a.scale = floats(40960);
+  a.rows = 130, a.columns = 64;
+  a.out = at(20480);
+  return a;
+}
+DequantizeArguments values() {
+  DequantizeArguments a;
+  a.q = at(0);
+  a.scale = floats(60000);
+  a.rows = 130, a.columns = 64;
+  a.scale_stride = 132;
+  a.out = at(20480);
+  return a;
+}
+
 template <class A, class Change>
 A with(A arguments, Change change) {
   change(arguments);
@@ -138,7 +164,7 @@ int main() {
   refuses("q_t: must not overlap the input", column([](auto& a) { a.q_t = at(16); }));
   refuses("scale_t: must not be null", column([](auto& a) { a.scale_t = nullptr; }));
   refuses("x_scale: must be given exactly when x is e4m3", column([](auto& a) { a.x.type = Type::e4m3; }));
-  refuses("q: must be null for e4m3 input", column([](auto& a) {
+  refuses("q: must be null for e4m3 and e5m6 input", column([](auto& a) {
             a.x.type = Type::e4m3;
             a.q = at(50000);
             a.scale = floats(60000);
@@ -177,6 +203,48 @@ int main() {
   refuses("scale: must not be null", turn([](auto& a) { a.scale = nullptr; }));
   refuses("q_t: must not overlap the input", turn([](auto& a) { a.q_t = at(100); }));
   launches_blocks("transpose", {2}, turn([](auto&) {}));
+
+  const auto packing = [](auto change) { return [=] { pack_e5m6(with(pack(), change), nullptr); }; };
+  refuses("x: must be bf16 or fp32", packing([](auto& a) { a.x.type = Type::e4m3; }));
+  refuses("packed: must be aligned to its elements", packing([](auto& a) { a.packed = at(20482); }));
+  refuses("packed: must not overlap the input", packing([](auto& a) { a.packed = at(4096); }));
+  refuses("scale: must not be null", packing([](auto& a) { a.scale = nullptr; }));
+  refuses("x: must have fewer than 2^31 rows", packing([](auto& a) { a.x.rows = int64_t{1} << 32, a.x.row_stride = 0, a.whole_rows = true; }));
+  launches_blocks("packed tiles", {3}, packing([](auto&) {}));
+  launches_blocks("packed rows", {130}, packing([](auto& a) { a.whole_rows = true; }));
+  launches_blocks("rows without columns have scales", {130}, packing([](auto& a) { a.whole_rows = true, a.x.columns = 0; }));
+  launches_blocks("tiles without columns", {}, packing([](auto& a) { a.x.columns = 0; }));
+
+  const auto unpacking = [](auto change) { return [=] { unpack_e5m6(with(unpack(), change), nullptr); }; };
+  refuses("packed: must start at a multiple of 4 bytes", unpacking([](auto& a) { a.packed = at(2); }));
+  refuses("dtype: must be bf16 or fp32", unpacking([](auto& a) { a.out_type = Type::fp64; }));
+  refuses("out: must be aligned to its elements", unpacking([](auto& a) { a.out = at(20481); }));
+  refuses("packed: must have fewer than 2^31 tiles", unpacking([](auto& a) { a.rows = int64_t{1} << 40; }));
+  launches_blocks("unpacked", {3}, unpacking([](auto&) {}));
+
+  const auto rows_back = [](auto change) { return [=] { dequantize_1x128(with(values(), change), nullptr); }; };
+  refuses("q: must not be null", rows_back([](auto& a) { a.q = nullptr; }));
+  refuses("dtype: must be bf16, fp32 or fp64", rows_back([](auto& a) { a.out_type = Type::e4m3; }));
+  refuses("q: must have fewer than 2^31 tiles", rows_back([](auto& a) { a.rows = int64_t{1} << 40; }));
+  launches_blocks("values of rows", {5}, rows_back([](auto&) {}));
+  const auto blocks_back = [](auto change) { return [=] { dequantize_128x128(with(values(), change), nullptr); }; };
+  refuses("q: must have fewer than 2^31 tiles", blocks_back([](auto& a) { a.batch = int64_t{1} << 31; }));
+  launches_blocks("values of blocks", {3 * 3}, blocks_back([](auto& a) { a.batch = 3, a.out_type = Type::bf16; }));
+  const auto columns_back = [](int64_t padded) { return [=] { dequantize_128x1(values(), padded, nullptr); }; };
+  refuses("q_t: must have a multiple of 128 columns that holds all tokens", columns_back(128));
+  refuses("q_t: must have a multiple of 128 columns that holds all tokens", columns_back(260));
+  launches_blocks("values of columns", {2}, columns_back(384));
+
+  const auto turned = [&](auto change) {
+    return column([=](auto& a) {
+      a.x = {at(0), Type::e5m6, 130, 64, 96, 1};
+      a.x_scale = floats(50000), a.x_scale_stride = 132;
+      change(a);
+    });
+  };
+  refuses("x: must have packed rows at multiples of 4 bytes", turned([](auto& a) { a.x.data = at(2); }));
+  refuses("q_t: must not overlap the input", turned([](auto& a) { a.q_t = at(130 * 96 - 16); }));
+  launches_blocks("the turn", {2}, turned([](auto& a) { a.q_t = at(130 * 96); }));
 
   if (failures == 0) std::printf("all limits hold\n");
   return failures != 0;

@@ -13,10 +13,15 @@ ROOT = Path(__file__).parents[3]
 REGISTER_FILE, GRANULE = 65536, 8
 # Kernel, threads, kernels in the file, blocks of the vectorised bf16 / fp32 version that must fit on an SM by registers.
 KERNELS = [
-    ("rows", "quantize_rows_kernel", 128, 4, {"bf16": 8, "float": 5}),
-    ("columns", "quantize_columns_kernel", 256, 10, {"bf16": 3, "float": 2, "e4m3": 2}),
-    ("blocks", "quantize_blocks_kernel", 256, 8, {"bf16": 3, "float": 2}),
-    ("blocks", "transpose_blocks_kernel", 256, 2, {}),
+    ("quantize_rows", "quantize_rows_kernel", 128, 4, {"bf16": 8, "float": 5}),
+    ("quantize_columns", "quantize_columns_kernel", 256, 12, {"bf16": 3, "float": 2, "e4m3": 2, "e5m6": 2}),
+    ("quantize_blocks", "quantize_blocks_kernel", 256, 8, {"bf16": 3, "float": 2}),
+    ("quantize_blocks", "transpose_blocks_kernel", 256, 2, {}),
+    ("pack_e5m6", "pack_e5m6_tiles_kernel", 128, 4, {"bf16": 8, "float": 4}),
+    ("pack_e5m6", "pack_e5m6_rows_kernel", 256, 4, {"bf16": 5, "float": 4}),
+    ("unpack_e5m6", "unpack_e5m6_kernel", 256, 4, {"bf16": 6, "float": 6}),
+    ("dequantize", "dequantize_rows_kernel", 256, 6, {"bf16": 6, "float": 6}),
+    ("dequantize", "dequantize_columns_kernel", 256, 6, {"bf16": 4, "float": 4}),
 ]
 
 
@@ -30,13 +35,13 @@ def log(tmp_path_factory):
     strict = "-Xptxas=-v,--warn-on-spills,--warn-on-local-memory-usage"
 
     def build(name: str) -> str:
-        source = ROOT / f"csrc/quantize/quantize_{name}.cu"
+        source = ROOT / f"csrc/quantize/{name}.cu"
         command = [nvcc, "-std=c++20", "-O3", arch, strict, "-cubin", "-o", str(folder / name), str(source)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr
         return result.stdout + result.stderr
 
-    return {name: build(name) for name in ("rows", "columns", "blocks")}
+    return {name: build(name) for name in dict.fromkeys(kernel[0] for kernel in KERNELS)}
 
 
 @pytest.mark.parametrize(
@@ -51,7 +56,15 @@ def test_no_spills_and_enough_blocks_on_an_sm(log, file, kernel, threads, count,
         registers = int(re.search(r"Used (\d+) registers", block)[1])
         assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in block, name
         vectorised = name[: name.index("EEv")].endswith("Lb1")
-        kind = "bf16" if "4bf16" in name else "e4m3" if "4e4m3" in name else "float"
+        kinds = {"4bf16": "bf16", "4e4m3": "e4m3", "4e5m6": "e5m6"}
+        kind = next(
+            (
+                kind
+                for part, kind in kinds.items()
+                if f"I{part}" in name or f"N6hopper{part}" in name or f"kernels{part}" in name
+            ),
+            "float",
+        )
         fitting = REGISTER_FILE // (-(-registers // GRANULE) * GRANULE * threads)
         if vectorised and kind in blocks:
             assert fitting >= blocks[kind], f"{name}: {registers} registers, {fitting} blocks"

@@ -32,6 +32,17 @@ void reverse(hopper::Stream stream, TensorView x, TensorView out) {
   toy::reverse(x.as<float>(), out.as<float>(), x.shape[0], stream);
 }
 
+// outs[i] += by[i] * xs[i]
+void add_lists(hopper::Stream stream, const Tensors& xs, const bindings::Reals& by, const Tensors& outs) {
+  require(by.size() == xs.size() && outs.size() == xs.size(), "by", "must be as long as xs and outs", by.size());
+  for (size_t i = 0; i < xs.size(); ++i) {
+    const TensorView &x = xs[i], &out = outs[i];
+    check_vector(x, x.numel());
+    check_vector(out, x.shape[0]);
+    toy::axpy({x.as<float>(), out.as<float>(), out.as<float>(), x.shape[0], static_cast<float>(by[i]), false}, stream);
+  }
+}
+
 // Says what it was given: every kind of scalar, a dtype, strides.
 void describe(hopper::Stream, TensorView x, bool flag, int64_t count, std::optional<double> real, Dtype dtype) {
   fail("described", std::string(name_of(x.dtype)) + " " + stride_text(x) + " " + std::to_string(flag) + " " +
@@ -52,6 +63,7 @@ void bind_toy(bindings::Module& to) {
   using namespace bindings;
   to.add(kernel("toy_axpy", axpy, {in("x"), scalar("a"), in("y"), scalar("fault"), out("out")}));
   to.add(kernel("toy_add_", add, {in("x"), in_out("out")}));
+  to.add(kernel("toy_add_lists_", add_lists, {in("xs"), scalar("by"), in_out("outs")}));
   to.add(kernel("toy_reverse", reverse, {in("x"), out("out")}));
   to.add(kernel("toy_describe", describe, {in("x"), scalar("flag"), scalar("count"), scalar("real"), scalar("dtype")}));
   to.add(kernel("toy_strict", strict, {in("x")}));

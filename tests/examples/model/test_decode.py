@@ -138,3 +138,14 @@ def test_errors_name_what_is_wrong(ref, model):
     with pytest.raises(ArgumentError, match="depth: must be in"):
         model.mtp_draft(torch.zeros(2, 1, 64), tokens[:, :1], cache, depth=3)
     assert cache.lengths[0].tolist() == [12, 12]  # refused steps wrote nothing
+
+
+def test_a_cache_without_drafts_holds_the_main_model_alone(ref, model):
+    tokens = ref.tokens(2, 12)
+    with_drafts, without = (model.new_cache(2, 64, drafts=drafts) for drafts in (True, False))
+    assert (with_drafts.depths, without.depths) == (2, 0)
+    assert len(with_drafts.pages) - len(without.pages) == 2
+    want, have = model.prefill(tokens, with_drafts), model.prefill(tokens, without)
+    assert torch.equal(have.logits, want.logits) and have.mtp_hidden == []
+    with pytest.raises(ArgumentError, match="cache: mtp_draft needs one made with drafts=True"):
+        model.mtp_draft(have.hidden, tokens[:, :1], without)

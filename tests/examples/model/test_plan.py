@@ -5,15 +5,20 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+import deepseek_ops
 from examples.configs import get_config
 from examples.model import plan as plans
+from examples.model.calls import DIRECT, PUBLIC, calls_for
 from examples.model.transformer import Transformer
 
 
 def build(seed=0, **changes):
     torch.manual_seed(seed)
-    return Transformer(replace(get_config("tiny").model, vocab_size=97, mtp_depth=1, **changes)).eval()
+    return Transformer(
+        replace(get_config("tiny").model, **{"vocab_size": 97, "mtp_depth": 1, **changes})
+    ).eval()
 
 
 def steps(model, tokens, start):
@@ -56,7 +61,7 @@ def test_small_experts_all_compute_every_token(shared, rows, monkeypatch):
     with torch.no_grad():
         want = moe(x)
         monkeypatch.setattr(moe, "combine", None)  # not called
-        torch.testing.assert_close(mixture(x, prompt=False), want, rtol=2e-5, atol=2e-6)
+        torch.testing.assert_close(mixture(x, prompt=False, ops=PUBLIC), want, rtol=2e-5, atol=2e-6)
 
 
 def test_prompts_and_large_experts_are_sorted_by_expert():
@@ -64,7 +69,7 @@ def test_prompts_and_large_experts_are_sorted_by_expert():
     mixture = plans.Mixture(moe)
     x = torch.randn(7, 128)
     with torch.no_grad():
-        assert torch.equal(mixture(x, prompt=True), moe(x))
+        assert torch.equal(mixture(x, prompt=True, ops=PUBLIC), moe(x))
     with torch.device("meta"):
         large = build(hidden_size=2048, expert_inner_size=1024, num_experts=64).layers[1].ffn
     assert not plans.Mixture(large).small
@@ -131,3 +136,56 @@ def test_steps_count_tokens_when_training():
         8,
         0,
     ]  # two MoE layers, top 4; the draft did not run
+
+
+def test_a_step_without_observers_calls_the_references_and_rounds_alike(monkeypatch):
+    model = build(precision="bf16")
+    tokens = torch.randint(0, 97, (2, 9))
+    seen = []
+    monkeypatch.setattr(plans, "calls_for", lambda *tensors: seen.append(calls_for(*tensors)) or seen[-1])
+    direct = steps(model, tokens, 5)
+    assert seen and all(calls is DIRECT for calls in seen)
+    monkeypatch.setattr(plans, "calls_for", lambda *tensors: PUBLIC)
+    assert torch.equal(steps(model, tokens, 5), direct)
+
+
+def test_a_step_that_somebody_watches_calls_the_ops(monkeypatch):
+    x = torch.ones(2)
+    with torch.no_grad():
+        assert calls_for(x) is DIRECT
+        with deepseek_ops.backend("modelled"):
+            assert calls_for(x) is PUBLIC
+        monkeypatch.setenv("DEEPSEEK_OPS_BACKEND", "modelled")
+        assert calls_for(x) is PUBLIC
+        monkeypatch.setenv("DEEPSEEK_OPS_BACKEND", "reference")
+        assert calls_for(x) is DIRECT
+        assert calls_for(x.to("meta")) is PUBLIC
+        with torch.profiler.profile():
+            assert calls_for(x) is PUBLIC
+        with FakeTensorMode():
+            assert calls_for(x) is PUBLIC
+    assert calls_for(x) is PUBLIC  # somebody may want a gradient
+
+
+@pytest.mark.parametrize("q_lora_rank", [64, None])
+def test_weights_are_multiplied_out_where_that_is_cheaper(q_lora_rank, monkeypatch):
+    model = build(precision="fp32", q_lora_rank=q_lora_rank)
+    tokens = torch.randint(0, 97, (2, 9))
+    merged = plans.AbsorbedMLA(model.layers[0].attn)
+    assert merged.w_uv is None and (merged.w_uk is None) == (q_lora_rank is not None)
+    have = steps(model, tokens, 5)
+    monkeypatch.setattr(plans, "SETUP", -(1 << 40))
+    apart = plans.AbsorbedMLA(model.layers[0].attn)
+    assert apart.w_uv is not None and apart.w_uk is not None
+    model._plan = None
+    torch.testing.assert_close(have, steps(model, tokens, 5), rtol=2e-5, atol=2e-5)
+
+
+def test_weights_of_the_reports_size_stay_apart():
+    with torch.device("meta"):
+        attn = build(
+            hidden_size=7168, num_heads=128, q_lora_rank=1536, kv_lora_rank=512, qk_nope_head_dim=128,
+            qk_rope_head_dim=64, v_head_dim=128, num_layers=1, num_dense_layers=1, mtp_depth=0,
+        ).layers[0].attn  # fmt: skip
+    plan = plans.AbsorbedMLA(attn)
+    assert plan.w_uk is not None and plan.w_uv is not None

@@ -131,3 +131,13 @@ def test_speculation_needs_mtp():
     config = replace(get_config("tiny").model, vocab_size=32, mtp_depth=0)
     with pytest.raises(UserError, match="mtp_depth"):
         generate_speculative(Transformer(config).eval(), [[1]], 2)
+
+
+def test_a_model_that_has_generated_can_still_be_trained():
+    """Nothing that generation keeps (tables, plans) belongs to inference mode."""
+    torch.manual_seed(0)
+    model = Transformer(replace(get_config("tiny").model, vocab_size=97))
+    for run in (generate, generate_speculative):
+        run(model, PROMPTS, 3)
+        model.loss(torch.randint(0, 97, (2, 16)), mtp_weight=0.3, balance_alpha=1e-4).loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

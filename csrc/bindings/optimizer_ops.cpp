@@ -1,0 +1,112 @@
+// The optimizer's ops (deepseek_ops/optimizer.py) and the functions of csrc/optimizer that compute them.
+#include <vector>
+
+#include "../optimizer/optimizer.h"
+#include "kernels.h"
+
+namespace {
+
+using T = const TensorView&;
+using bindings::Reals;
+using hopper::Stream;
+using optimizer::Type;
+
+Type type_of(T t) { return t.dtype == Dtype::bf16 ? Type::bf16 : t.dtype == Dtype::f32 ? Type::fp32 : Type::fp64; }
+
+// Element i of a list that goes with params[i].
+T matching(const char* name, const Tensors& list, size_t i, T param, std::initializer_list<Dtype> dtypes) {
+  require(i < list.size(), name, "must have as many tensors as params", list.size());
+  T t = list[i];
+  check_dtype(t, dtypes);
+  bool same = t.rank == param.rank;
+  for (int axis = 0; same && axis < t.rank; ++axis) same = t.shape[axis] == param.shape[axis];
+  require(same, t.name, "must have the shape of its parameter", shape_text(t));
+  check_contiguous(t);
+  return t;
+}
+
+struct Settings {
+  double lr, beta1, beta2, eps;
+  int64_t step;
+  double grad_scale;
+  bool stochastic_rounding;
+  int64_t seed, first_index;
+};
+
+void adamw(Stream stream, const Tensors& params, const Tensors& grads, const Tensors& exp_avg, const Tensors& exp_avg_sq,
+           const Tensors& out, const Reals& weight_decay, const OptionalTensor& grad_scale, const Settings& s) {
+  for (const Tensors* list : {&grads, &exp_avg, &exp_avg_sq})
+    require(list->size() == params.size(), "params", "must have as many tensors as grads, exp_avg and exp_avg_sq", params.size());
+  require(out.empty() || out.size() == params.size(), "out", "must have as many tensors as params, or none", out.size());
+  require(weight_decay.size() == params.size(), "weight_decay", "must have as many numbers as params", weight_decay.size());
+  std::vector<optimizer::AdamwTensor> tensors(params.size());
+  for (size_t i = 0; i < params.size(); ++i) {
+    T param = params[i];
+    check_dtype(param, {Dtype::f32});
+    check_contiguous(param);
+    T grad = matching("grads", grads, i, param, {Dtype::f32, Dtype::bf16});
+    T first = matching("exp_avg", exp_avg, i, param, {Dtype::f32, Dtype::bf16});
+    T second = matching("exp_avg_sq", exp_avg_sq, i, param, {Dtype::f32, Dtype::bf16});
+    hopper::bf16* copy = out.empty() ? nullptr : matching("out", out, i, param, {Dtype::bf16}).as<hopper::bf16>();
+    tensors[i] = {param.as<float>(), grad.data, first.data, second.data, copy, type_of(grad), type_of(first),
+                  type_of(second), param.numel(), weight_decay[i]};
+  }
+  optimizer::AdamwArguments a;
+  a.tensors = tensors.data();
+  a.tensor_count = tensors.size();
+  a.lr = s.lr, a.beta1 = s.beta1, a.beta2 = s.beta2, a.eps = s.eps;
+  a.step = s.step;
+  a.grad_scale = s.grad_scale;
+  if (grad_scale) {
+    check_dtype(*grad_scale, {Dtype::f32});
+    check_shape(*grad_scale, {});
+    a.grad_scale_tensor = grad_scale->as<const float>();
+  }
+  a.stochastic_rounding = s.stochastic_rounding;
+  a.seed = s.seed, a.first_index = s.first_index;
+  optimizer::adamw(a, stream);
+}
+
+void clip_grad_norm(Stream stream, const Tensors& grads, double max_norm, T norm, T scale, T partials) {
+  std::vector<optimizer::NormTensor> tensors;
+  for (T grad : grads) {
+    check_dtype(grad, {Dtype::f32, Dtype::bf16, Dtype::f64});
+    check_contiguous(grad);
+    tensors.push_back({grad.data, type_of(grad), grad.numel()});
+  }
+  for (const TensorView* t : {&norm, &scale}) {
+    check_dtype(*t, {Dtype::f32});
+    check_shape(*t, {});
+  }
+  check_dtype(partials, {Dtype::f64});
+  check_shape(partials, {optimizer::kNormPartials});
+  check_contiguous(partials);
+  optimizer::NormArguments a;
+  a.tensors = tensors.data();
+  a.tensor_count = tensors.size();
+  a.max_norm = max_norm;
+  a.partials = partials.as<double>();
+  a.norm = norm.as<float>();
+  a.scale = scale.as<float>();
+  optimizer::clip_grad_norm(a, stream);
+}
+
+}  // namespace
+
+void bind_optimizer(bindings::Module& to) {
+  using namespace bindings;
+  to.add(kernel("adamw_", +[](Stream stream, const Tensors& params, const Tensors& grads, const Tensors& exp_avg,
+                              const Tensors& exp_avg_sq, const Tensors& out, const Reals& weight_decay, double lr,
+                              double beta1, double beta2, double eps, int64_t step, double grad_scale,
+                              OptionalTensor grad_scale_tensor, bool stochastic_rounding, int64_t seed,
+                              int64_t first_index) {
+    adamw(stream, params, grads, exp_avg, exp_avg_sq, out, weight_decay, grad_scale_tensor,
+          {lr, beta1, beta2, eps, step, grad_scale, stochastic_rounding, seed, first_index});
+  }, {in_out("params"), in("grads"), in_out("exp_avg"), in_out("exp_avg_sq"), in_out("out"), scalar("weight_decay"),
+      scalar("lr"), scalar("beta1"), scalar("beta2"), scalar("eps"), scalar("step"), scalar("grad_scale"),
+      in("grad_scale_tensor"), scalar("stochastic_rounding"), scalar("seed"), scalar("first_index")}));
+
+  to.add(kernel("clip_grad_norm", +[](Stream stream, const Tensors& grads, double max_norm, T norm, T scale, T partials) {
+    clip_grad_norm(stream, grads, max_norm, norm, scale, partials);
+  }, {in("grads"), scalar("max_norm"), out("norm"), out("scale"), out("partials")}));
+}
