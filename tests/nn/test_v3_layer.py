@@ -77,7 +77,7 @@ class Layer:
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for name, weight in self.block.named_parameters():
-                drawn = torch.randn(weight.shape, generator=generator) * CONFIG.init_std
+                drawn = torch.randn(weight.shape, generator=generator) * 0.7 * weight.shape[-1] ** -0.5
                 weight.copy_(torch.ones_like(weight) if "norm" in name else drawn)
         self.x, self.wanted = (
             torch.randn(TOKENS, CONFIG.hidden_size, generator=generator).bfloat16() for _ in range(2)
