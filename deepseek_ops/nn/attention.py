@@ -15,9 +15,9 @@ from torch.autograd.function import once_differentiable
 from .._checks import require
 from ..attention import mla_attention, mla_attention_backward
 from ..gemm import fp8_gemm
-from ..quantize import pack_e5m6, unpack_e5m6
+from ..quantize import pack_e5m6, requantize_e5m6_128x1, unpack_e5m6
 from .island import eager_island
-from .linear import Fp8Linear, linear_backward, quantize_input, turn_e5m6
+from .linear import Fp8Linear, linear_backward, quantize_input
 from .weights import Fp8Weight
 
 
@@ -49,7 +49,7 @@ class _AttentionLinearFunction(torch.autograd.Function):
         q, k_nope, k_pe, v, lse, cu_seqlens, packed, scale, w_t, w_scale_t = ctx.saved_tensors
         shape = v.shape[1:]
         width = shape.numel()
-        x_t = turn_e5m6(packed, scale, width) if ctx.needs_input_grad[4] else None
+        x_t = requantize_e5m6_128x1(packed, scale, width) if ctx.needs_input_grad[4] else None
         d_flat, dw = linear_backward(dy, ctx.master, (w_t, w_scale_t), x_t, ctx.accumulation)
         assert d_flat is not None
         grads: tuple[Tensor | None, ...] = (None,) * 4

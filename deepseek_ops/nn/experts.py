@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .._checks import check_tensor, require
-from ..moe import unpermute
+from ..moe import permute_quantized, unpermute
 from ..quantize import quantize_1x128
-from .dispatch import permute_rows
 from .ffn import Rows, ffn_backward, ffn_forward
 from .island import eager_island
 from .linear import Quantized, check_quantized, quantize_input
@@ -100,9 +99,9 @@ class _RoutedFunction(torch.autograd.Function):
         tokens, top_k = topk_idx.shape
         needs = ctx.needs_input_grad[:4]
         experts = offsets.shape[0] - 1
-        dq, dscale = quantize_1x128(d_out, pow2=True)
-        dy, _, _ = permute_rows((dq, dscale), topk_idx, experts)
-        x_rows = permute_rows(x, topk_idx, experts)[0] if needs[2] else x
+        # topk_idx alone decides the order: rows and gradients come to lie where the forward pass had them.
+        dy = permute_quantized(*quantize_input(d_out), topk_idx, experts)[:2]
+        x_rows = permute_quantized(x[0], x[1], topk_idx, experts)[:2] if needs[2] else x
         row_weight = topk_weight.flatten().index_select(0, source)
         rows = Rows(offsets, ctx.accumulation)
         d = ffn_backward(
@@ -128,9 +127,9 @@ def _routed(
 ) -> tuple[Tensor, Any, Tensor, Tensor]:
     """(output per token, SwiGLU's input for backward, offsets, source)."""
     tokens, top_k = topk_idx.shape
-    x_rows, offsets, source = permute_rows(pair, topk_idx, gate_up8.q.shape[0])
+    q, scale, offsets, source = permute_quantized(*pair, topk_idx, gate_up8.q.shape[0])
     row_weight = topk_weight.flatten().index_select(0, source)
-    y, hidden = ffn_forward(Rows(offsets, accumulation), x_rows, gate_up8, down8, row_weight, dtype, keep)
+    y, hidden = ffn_forward(Rows(offsets, accumulation), (q, scale), gate_up8, down8, row_weight, dtype, keep)
     return unpermute(y, source, tokens, top_k), hidden, offsets, source
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..activation import swiglu, swiglu_backward, swiglu_quantize
+from ..activation import swiglu, swiglu_backward, swiglu_backward_quantize, swiglu_quantize
 from ..gemm import fp8_gemm, fp8_gemm_grouped, fp8_wgrad, fp8_wgrad_grouped
 from ..quantize import (
     dequantize_1x128,
@@ -109,6 +109,11 @@ def ffn_forward(
     return rows.gemm(act, (down.q, down.scale), dtype), kept
 
 
+def fuses(hidden: Pair, dtype: torch.dtype) -> bool:
+    """Whether one kernel takes SwiGLU's backward pass and its three casts: bf16, whole tiles of gate and of up."""
+    return dtype == torch.bfloat16 and hidden[0].shape[1] % 256 == 0
+
+
 def ffn_backward(
     rows: Rows,
     dy: Tensor | Pair,
@@ -136,6 +141,17 @@ def ffn_backward(
             dy = q, scale
     elif need_down:
         dy_t = rows.requantized(dy)
+    if need_gate_up and dy_t is not None and fuses(hidden, dtype):
+        d_act = rows.gemm(dy, down_t, dtype)
+        casts = swiglu_backward_quantize(
+            d_act, hidden[0], row_weight, gate_up_scale=hidden[1], offsets=rows.offsets
+        )
+        dh, d_row_weight = (casts.q, casts.scale), casts.dweight
+        d_down = rows.weight_gradient(masters[1], dy_t, (casts.act_t, casts.act_scale_t))
+        d_gate_up = rows.weight_gradient(masters[0], (casts.q_t, casts.scale_t), rows.requantized(x))
+        dx = rows.gemm(dh, gate_up_t, dtype) if need_x else None
+        return Gradients(dx, d_row_weight, d_gate_up, d_down)
+    # The same in steps: where something is frozen, and for widths and types that the one kernel does not take.
     values = dequantize_1x128(*hidden, dtype=dtype)
     if dy_t is not None:
         act_t = rows.turned(swiglu(values, row_weight))

@@ -26,7 +26,7 @@ from ..quantize import (
     quantize_1x128_128x1,
     quantize_128x1,
     requantize_128x1,
-    unpack_e5m6,
+    requantize_e5m6_128x1,
 )
 from .gradients import weight_gradient
 from .island import eager_island
@@ -44,11 +44,6 @@ def quantize_input(x: Tensor) -> Quantized:
     """
     q, scale = quantize_1x128(x, pow2=True)
     return q, scale
-
-
-def turn_e5m6(packed: Tensor, scale: Tensor, width: int) -> tuple[Tensor, ...]:
-    """E5M6 [T, width] in 1x128 tiles -> E4M3 in 128x1 tiles, stored transposed, with power-of-two scales."""
-    return quantize_128x1(unpack_e5m6(packed, scale, width, dtype=torch.float32), pow2=True)
 
 
 def linear_backward(
@@ -105,7 +100,7 @@ class _Fp8LinearFunction(torch.autograd.Function):
         x_t = None
         if kept is not None:
             x_t = (
-                turn_e5m6(kept, kept_scale, ctx.width)
+                requantize_e5m6_128x1(kept, kept_scale, ctx.width)
                 if ctx.cache == "e5m6"
                 else requantize_128x1(kept, kept_scale)
             )

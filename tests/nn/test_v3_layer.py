@@ -44,7 +44,7 @@ CONFIG = ModelConfig(
     qk_rope_head_dim=8,
     v_head_dim=16,
     dense_inner_size=32,
-    expert_inner_size=16,
+    expert_inner_size=128,
     num_experts=4,
     num_shared_experts=1,
     top_k=2,
@@ -77,7 +77,7 @@ class Layer:
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for name, weight in self.block.named_parameters():
-                drawn = torch.randn(weight.shape, generator=generator) * CONFIG.init_std
+                drawn = torch.randn(weight.shape, generator=generator) * 0.7 * weight.shape[-1] ** -0.5
                 weight.copy_(torch.ones_like(weight) if "norm" in name else drawn)
         self.x, self.wanted = (
             torch.randn(TOKENS, CONFIG.hidden_size, generator=generator).bfloat16() for _ in range(2)

@@ -145,11 +145,17 @@ def test_evaluation_makes_no_transposed_copy():
 
 
 def test_evaluation_in_inference_mode_before_training():
+    """The copies are ordinary tensors whoever asked first: inference tensors could be neither saved nor refreshed."""
     linear = Fp8Linear(128, 64)
+    x = torch.randn(2, 128, requires_grad=True)
     with torch.inference_mode():
-        linear(torch.randn(2, 128))
-    linear(torch.randn(2, 128, requires_grad=True)).sum().backward()  # inference tensors could not be saved
-    assert linear.weight.grad is not None and refreshes(linear) == 1
+        linear(x)
+        assert not linear.fp8_weight().q_t.is_inference()
+    linear(x).sum().backward()
+    step(linear)
+    linear(x).sum().backward()
+    assert linear.weight.grad is not None and refreshes(linear) == 2
+    assert_fresh(linear)
 
 
 def test_copies_never_move():
