@@ -233,6 +233,10 @@ def work(step: str, golden: Path) -> dict[str, Any]:
         return benchmarks.bench_quantize()
     if step.startswith("bench-fp8_gemm-"):
         return benchmarks.bench_gemm(step.removeprefix("bench-fp8_gemm-"))
+    if step.startswith("bench-fp8_gemm_"):
+        from .. import grouped
+
+        return grouped.bench(step.removeprefix("bench-fp8_gemm_"))
     raise SystemExit(f"no such step: {step!r}")
 
 
