@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,11 @@ REPEATS = 20
 def large(*values: Any) -> Any:
     """A parameter set that only a GPU has the time for: tests/bench/rehearsal.py leaves it out."""
     return pytest.param(*values, marks=pytest.mark.large)
+
+
+def size(count: int, rehearsed: int = 136) -> int:
+    """As asked on a GPU; less where the CPU plays its part."""
+    return min(count, rehearsed) if os.environ.get("PROOF_REHEARSAL") else count
 
 
 def need_kernel(op: str) -> None:

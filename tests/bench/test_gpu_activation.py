@@ -13,7 +13,7 @@ from bench.proof.families.activation import SHARES
 from bench.proof.rows import difference, same_bits, tensors
 from deepseek_ops import activation, quantize
 
-from .gpu import agrees, large, need_kernel, on_cpu, on_gpu, repeats, replays
+from .gpu import agrees, large, need_kernel, on_cpu, on_gpu, repeats, replays, size
 
 pytestmark = pytest.mark.gpu
 
@@ -63,7 +63,7 @@ def test_swiglu_values_are_those_of_single_ops(grouped: bool) -> None:
 
 @pytest.mark.parametrize("kernel", SHARES)
 def test_swiglu_repeat(kernel: str) -> None:
-    repeats(op_of(kernel), *arguments(kernel, 1000, 512, "cpu"))
+    repeats(op_of(kernel), *arguments(kernel, size(1000, 200), 512, "cpu"))
 
 
 @pytest.mark.parametrize("kernel", SHARES)

@@ -11,7 +11,7 @@ import torch
 from deepseek_ops._registry import OPS
 from deepseek_ops.gemm import gemm, gemm_grouped, gemm_masked, wgrad, wgrad_grouped
 
-from .gpu import agrees, draw, i32, large, need_kernel, repeats, replays
+from .gpu import agrees, draw, i32, large, need_kernel, repeats, replays, size
 
 pytestmark = pytest.mark.gpu
 
@@ -47,10 +47,10 @@ def test_bf16_gemm_bits_of_the_masked_gradient() -> None:
 
 
 def test_bf16_gemm_repeat() -> None:
-    repeats(wgrad_grouped, draw(3000, 1032), draw(3000, 520), i32([0, 7, 1500, 2999]))
+    repeats(wgrad_grouped, draw(3000, size(1032)), draw(3000, size(520)), i32([0, 7, 1500, 2999]))
 
 
 def test_bf16_gemm_graph() -> None:
     """Replayed with other offsets on the device."""
-    given = draw(512, 256), draw(3, 512, 256)
+    given = draw(512, 256), draw(3, size(512), 256)
     replays(gemm_grouped, *((*given, i32(bounds)) for bounds in ([0, 100, 300, 512], [0, 0, 511, 512])))

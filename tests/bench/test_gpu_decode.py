@@ -13,7 +13,7 @@ from bench.proof.rows import same_bits
 from deepseek_ops import gemm, quantize
 
 from .gpu import fp8_operands as operands
-from .gpu import i32, large, need_kernel, repeats, replays
+from .gpu import i32, large, need_kernel, repeats, replays, size
 
 pytestmark = pytest.mark.gpu
 
@@ -43,7 +43,7 @@ def test_fp8_gemm_decode_bits(m: int, n: int, k: int, split_k: int | None) -> No
 def test_fp8_gemm_decode_batch() -> None:
     """Rows alone, in small and in large batches: one answer."""
     need_kernel("fp8_gemm_decode")
-    a, scale_a, b, scale_b = (t.cuda() for t in operands(64, 512, 2048))
+    a, scale_a, b, scale_b = (t.cuda() for t in operands(64, size(512), 2048))
     with deepseek_ops.backend("cuda"):
         whole = gemm.fp8_gemm_decode(a, scale_a, b, scale_b, out_dtype=torch.float32)
         for first, past in ((0, 4), (8, 16), (32, 64), (60, 64)):
@@ -81,23 +81,27 @@ def test_fp8_gemm_masked_decode_bits(counts: list[int], room: int) -> None:
 
 
 def test_fp8_gemm_decode_repeat() -> None:
-    repeats(gemm.fp8_gemm_decode, *operands(33, 1152, 2048), out_dtype=torch.float32)
+    repeats(gemm.fp8_gemm_decode, *operands(33, size(1152), 2048), out_dtype=torch.float32)
 
 
 def test_fp8_gemm_masked_decode_repeat() -> None:
-    repeats(gemm.fp8_gemm_masked_decode, *batch(8, 16, 576, 1536), i32([16, 3, 0, 16, 1, 0, 7, 9]))
+    repeats(
+        gemm.fp8_gemm_masked_decode,
+        *batch(8, 16, size(576), size(1536, 384)),
+        i32([16, 3, 0, 16, 1, 0, 7, 9]),
+    )
 
 
 def test_fp8_gemm_decode_graph() -> None:
     """Replayed on new data: the same bits as a plain call, each time, though the weights are loaded early."""
     need_kernel("fp8_gemm_decode")
-    first, second = (operands(32, 1024, 2048, positive) for positive in (False, True))
+    first, second = (operands(32, size(1024), 2048, positive) for positive in (False, True))
     replays(gemm.fp8_gemm_decode, first, second)
 
 
 def test_fp8_gemm_masked_decode_graph() -> None:
     """The counts change between replays of one graph."""
     need_kernel("fp8_gemm_masked_decode")
-    given = batch(8, 16, 576, 1536)
+    given = batch(8, 16, size(576), size(1536, 384))
     many = [[16] * 8, [0, 3, 0, 16, 1, 0, 0, 9], [0] * 8]
     replays(gemm.fp8_gemm_masked_decode, *((*given, i32(counts)) for counts in many))

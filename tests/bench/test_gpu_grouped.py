@@ -4,6 +4,7 @@ by the names."""
 from __future__ import annotations
 
 import itertools
+import os
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from bench.proof.rows import same_bits
 from deepseek_ops import gemm, quantize
 from deepseek_ops._gemm_checks import FP8_GROUPED_TILES
 
-from .gpu import i32, need_kernel, on_gpu, repeats, replays
+from .gpu import i32, large, need_kernel, on_gpu, repeats, replays, size
 
 pytestmark = pytest.mark.gpu
 
@@ -45,7 +46,7 @@ GROUPS = {
 
 
 @pytest.mark.parametrize("out_dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("n", "k"), [(576, 528), (264, 2048)])
+@pytest.mark.parametrize(("n", "k"), [(264, 528), large(576, 528), large(264, 2048)])
 @pytest.mark.parametrize("name", GROUPS)
 def test_fp8_gemm_grouped_bits(name: str, n: int, k: int, out_dtype: torch.dtype) -> None:
     """Every tile gives the bits of the tensor-core model; rows of no group are zero, and left alone in `out`."""
@@ -57,7 +58,7 @@ def test_fp8_gemm_grouped_bits(name: str, n: int, k: int, out_dtype: torch.dtype
         want = gemm.fp8_gemm_grouped(*given, out_dtype=out_dtype)
     given = on_gpu(given)
     with deepseek_ops.backend("cuda"):
-        for tile in (None, *FP8_GROUPED_TILES):
+        for tile in (None, *FP8_GROUPED_TILES[: size(99, 1)]):
             got = gemm.fp8_gemm_grouped(*given, out_dtype=out_dtype, tile=tile)
             assert same_bits(got.cpu(), want)
             out = torch.full_like(got, 777.0)
@@ -77,7 +78,7 @@ def test_fp8_gemm_masked_bits(counts: list[int], out_dtype: torch.dtype) -> None
     there = torch.arange(room)[None, :] < i32(counts)[:, None]
     given = on_gpu(given)
     with deepseek_ops.backend("cuda"):
-        for tile in (None, *FP8_GROUPED_TILES):
+        for tile in (None, *FP8_GROUPED_TILES[: size(99, 1)]):
             assert same_bits(gemm.fp8_gemm_masked(*given, out_dtype=out_dtype, tile=tile).cpu(), want)
             out = torch.full_like(want, 777.0).cuda()
             gemm.fp8_gemm_masked(*given, out=out, tile=tile)
@@ -86,6 +87,8 @@ def test_fp8_gemm_masked_bits(counts: list[int], out_dtype: torch.dtype) -> None
 
 def test_fp8_gemm_grouped_nonsense() -> None:
     """Offsets that no host can refuse are clamped and made to ascend; nothing outside of D is written."""
+    if os.environ.get("PROOF_REHEARSAL") == "modelled":
+        pytest.skip("the reference refuses such offsets; kernels cannot")
     given = operands(4, 700, 264, 528)
     for bad, meant in (
         ([0, 400, 200, 300, 600], [0, 400, 400, 400, 600]),
@@ -106,19 +109,29 @@ def test_fp8_gemm_grouped_nonsense() -> None:
 
 def test_fp8_gemm_grouped_repeat() -> None:
     bounds = [0, 300, 300, 301, 500, 700, 703, 900, 1000]
-    repeats(gemm.fp8_gemm_grouped, *operands(8, 1000, 1152, 2048), i32(bounds), out_dtype=torch.float32)
+    repeats(
+        gemm.fp8_gemm_grouped,
+        *operands(8, 1000, size(1152), size(2048, 256)),
+        i32(bounds),
+        out_dtype=torch.float32,
+    )
 
 
 def test_fp8_gemm_masked_repeat() -> None:
-    repeats(gemm.fp8_gemm_masked, *masked([0, 20, 7, 64, 130, 1], 130, 1152, 1024), out_dtype=torch.float32)
+    repeats(
+        gemm.fp8_gemm_masked,
+        *masked([0, 20, 7, 64, 130, 1], 130, size(1152), size(1024, 256)),
+        out_dtype=torch.float32,
+    )
 
 
 def test_fp8_gemm_grouped_graph() -> None:
     """Replayed with other offsets in the same tensor, chained so that programmatic launches overlap."""
-    given = operands(4, 512, 512, 1024)
+    n = size(512)
+    given = operands(4, 512, n, size(1024, 256))
 
     def chain(*arguments: torch.Tensor) -> torch.Tensor:
-        out = torch.zeros(512, 512, device=arguments[0].device, dtype=torch.bfloat16)
+        out = torch.zeros(512, n, device=arguments[0].device, dtype=torch.bfloat16)
         for _ in range(3):
             gemm.fp8_gemm_grouped(*arguments, out=out)
         return out
@@ -129,7 +142,7 @@ def test_fp8_gemm_grouped_graph() -> None:
 
 def test_fp8_gemm_masked_graph() -> None:
     """Replayed with other counts in the same tensor."""
-    *given, _ = masked([0] * 6, 40, 512, 1024)
+    *given, _ = masked([0] * 6, 40, size(512), size(1024, 256))
     replays(
         gemm.fp8_gemm_masked, *((*given, i32(counts)) for counts in ([40] * 6, [0, 3, 40, 0, 1, 9], [0] * 6))
     )

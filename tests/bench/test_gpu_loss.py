@@ -11,7 +11,7 @@ import torch
 import deepseek_ops
 from deepseek_ops import loss
 
-from .gpu import need_kernel, repeats, replays
+from .gpu import large, need_kernel, repeats, replays, size
 
 pytestmark = pytest.mark.gpu
 
@@ -26,7 +26,9 @@ def case(tokens: int, width: int, classes: int, seed: int = 0) -> tuple[torch.Te
 
 
 @pytest.mark.parametrize("chunk", [8, 256])
-@pytest.mark.parametrize(("tokens", "width", "classes"), [(1, 72, 300), (65, 128, 1000), (200, 256, 4099)])
+@pytest.mark.parametrize(
+    ("tokens", "width", "classes"), [(1, 72, 300), (65, 128, 1000), large(200, 256, 4099)]
+)
 def test_linear_cross_entropy_values(tokens: int, width: int, classes: int, chunk: int) -> None:
     need_kernel("linear_cross_entropy")
     given = case(tokens, width, classes)
@@ -53,8 +55,10 @@ def test_linear_cross_entropy_values(tokens: int, width: int, classes: int, chun
 
 
 def test_linear_cross_entropy_repeat() -> None:
-    repeats(loss._sum.plain, *case(515, 512, 9000), 64, True, True)
+    repeats(loss._sum.plain, *case(515, size(512), size(9000, 900)), 64, True, True)
 
 
 def test_linear_cross_entropy_graph() -> None:
-    replays(loss._sum.plain, *((*case(130, 256, 3000, seed), 16, True, True) for seed in (0, 1)))
+    replays(
+        loss._sum.plain, *((*case(130, size(256), size(3000, 900), seed), 16, True, True) for seed in (0, 1))
+    )

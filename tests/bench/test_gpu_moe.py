@@ -18,7 +18,7 @@ from deepseek_ops import moe, quantize
 from deepseek_ops._registry import OPS
 
 from . import gpu
-from .gpu import large, need_kernel, on_gpu, repeats, replays
+from .gpu import large, need_kernel, on_gpu, repeats, replays, size
 
 pytestmark = pytest.mark.gpu
 
@@ -82,7 +82,7 @@ def without_effect(kernel: str) -> Callable:
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_moe_repeat(kernel: str) -> None:
     """Twenty runs, one answer."""
-    repeats(without_effect(kernel), *moe_arguments(kernel, 5000, 512))
+    repeats(without_effect(kernel), *moe_arguments(kernel, size(5000, 500), 512))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

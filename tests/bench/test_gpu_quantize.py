@@ -13,7 +13,7 @@ from bench.proof.families.quantize import CODED, QUANTISERS, SHARES
 from bench.proof.rows import same_bits, tensors
 from bench.quantize import arguments, op_of
 
-from .gpu import draw, need_kernel, on_cpu, on_gpu, repeats, replays
+from .gpu import draw, need_kernel, on_cpu, on_gpu, repeats, replays, size
 
 pytestmark = pytest.mark.gpu
 
@@ -74,7 +74,7 @@ def test_coded_bytes(kernel: str, tokens: int, hidden: int) -> None:
 
 @pytest.mark.parametrize("kernel", SHARES)
 def test_quantize_repeat(kernel: str) -> None:
-    repeats(op_of(kernel), *arguments(kernel, draw(3000, 1408)))
+    repeats(op_of(kernel), *arguments(kernel, draw(size(3000, 400), 1408)))
 
 
 @pytest.mark.parametrize("kernel", SHARES)

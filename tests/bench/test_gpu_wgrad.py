@@ -15,7 +15,7 @@ from bench.proof.rows import same_bits
 from deepseek_ops import gemm, quantize
 from deepseek_ops._gemm_checks import FP8_WGRAD_TILES
 
-from .gpu import i32, large, need_kernel, repeats, replays
+from .gpu import i32, large, need_kernel, repeats, replays, size
 
 pytestmark = pytest.mark.gpu
 
@@ -38,7 +38,7 @@ def test_fp8_wgrad_bits(m: int, n: int, tokens: int, out_dtype: torch.dtype) -> 
     with deepseek_ops.backend("reference"):
         want = gemm.fp8_wgrad(*given, accumulation="hopper")
     old = torch.randn(m, n).to(out_dtype)
-    for tile in (None, *FP8_WGRAD_TILES):
+    for tile in (None, *FP8_WGRAD_TILES[: size(99, 1)]):
         out = old.cuda()
         with deepseek_ops.backend("cuda"):
             got = gemm.fp8_wgrad(*[t.cuda() for t in given], out_dtype=out_dtype, tile=tile)
@@ -76,23 +76,23 @@ def test_fp8_wgrad_grouped_bits(sizes: list[int]) -> None:
 
 
 def test_fp8_wgrad_repeat() -> None:
-    repeats(gemm.fp8_wgrad, *wgrad_operands(1408, 1408, 2048))
+    repeats(gemm.fp8_wgrad, *wgrad_operands(size(1408), size(1408), 2048))
 
 
 def test_fp8_wgrad_grouped_repeat() -> None:
     """Experts of 128 tokens, on which others raced (DeepGEMM 365)."""
-    repeats(gemm.fp8_wgrad_grouped, *wgrad_operands(1408, 1408, 2048), i32(range(0, 2049, 128)))
+    repeats(gemm.fp8_wgrad_grouped, *wgrad_operands(size(1408), size(1408), 2048), i32(range(0, 2049, 128)))
 
 
 def test_fp8_wgrad_graph() -> None:
     """Replayed on other operands."""
     need_kernel("fp8_wgrad")
-    replays(gemm.fp8_wgrad, *(wgrad_operands(256, 384, 1024, seed) for seed in (0, 1)))
+    replays(gemm.fp8_wgrad, *(wgrad_operands(size(256), size(384), 1024, seed) for seed in (0, 1)))
 
 
 def test_fp8_wgrad_grouped_graph() -> None:
     """Replayed with other offsets: nothing of them is read on the host."""
     need_kernel("fp8_wgrad_grouped")
-    given = wgrad_operands(256, 384, 1024)
+    given = wgrad_operands(size(256), size(384), 1024)
     many = ([0, 128, 1024, 1024], [0, 0, 512, 640])
     replays(gemm.fp8_wgrad_grouped, *((*given, i32(offsets)) for offsets in many))

@@ -31,7 +31,7 @@ def _bench(_: Path) -> Data:
 STEPS = [benchmark("bench-activation", 50, 180, "SwiGLU and its casts beside a plain copy", _bench)]
 
 CLAIMS = [
-    claim
+    *(claim
     for kernel, share in SHARES.items()
     for claim in (
         tested(
@@ -39,5 +39,13 @@ CLAIMS = [
         ),
         *steady(kernel, f"test_swiglu_repeat[{kernel}]", f"test_swiglu_graph[{kernel}]"),
         fast(kernel, "bench-activation", share),
-    )
+    )),
+    tested(
+        "swiglu.special", "swiglu", "Gates of any size neither overflow nor become NaN; NaN stays in its element",
+        "test_swiglu_values_of_special_gates",
+    ),
+    tested(
+        "swiglu_backward_quantize.fused", "swiglu_backward_quantize", "Equals the single ops on the same device bit for bit",
+        "test_swiglu_values_are_those_of_single_ops",
+    ),
 ]  # fmt: skip

@@ -83,6 +83,10 @@ CLAIMS = [
         "fp8_gemm.accuracy", "fp8_gemm", "fp32 output within relRMS 3e-4 of fp64 at K up to 16384",
         "bench-fp8_gemm-large", accurate(3e-4),
     ),
+    tested(
+        "fp8_gemm.bias", "fp8_gemm", "On positive data the mean error is below 1e-3 at K up to 16384: promotion works",
+        "fp8_gemm_accuracy_on_positive_data",
+    ),
     *(
         Claim(
             f"fp8_gemm.speed.{group}", "fp8_gemm", f"At least {ratio:.2f}x cuBLASLt blockwise at {where}",

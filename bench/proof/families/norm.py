@@ -34,7 +34,7 @@ def _bench(_: Path) -> Data:
 STEPS = [benchmark("bench-norm", 40, 150, "RMSNorm, alone and fused, beside a plain copy", _bench)]
 
 CLAIMS = [
-    claim
+    *(claim
     for kernel, share in SHARES.items()
     for claim in (
         tested(
@@ -45,5 +45,10 @@ CLAIMS = [
         ),
         *steady(kernel, f"test_norm_repeat[{kernel}]", f"test_norm_graph[{kernel}]"),
         fast(kernel, "bench-norm", share),
-    )
-]
+    )),
+    tested("rms_norm.special", "rms_norm", "Zeros, NaN and Inf stay in their row", "test_norm_values_of_special_rows"),
+    tested(
+        "rms_norm_quantize.fused", "rms_norm_quantize", "Equals norm and quantiser on the same device bit for bit",
+        "test_norm_values_are_those_of_two_ops",
+    ),
+]  # fmt: skip
