@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ class OnCpu(TorchFunctionMode):
 class CpuGenerator(torch.Generator):
     """Of the CPU, whatever it was asked for."""
 
-    def __new__(cls, device: Any = "cpu") -> CpuGenerator:
+    def __new__(cls, device: Any = "cpu") -> Self:
         return super().__new__(cls, "cpu")
 
 
