@@ -37,7 +37,7 @@ of_sizes = pytest.mark.parametrize(("sizes", "before", "after"), SIZES.values(),
 def batch_of(g: int, m: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     a, scale = rows_of(g * m, k)
     scales = torch.ones(g, -(-k // 128), -(-m // 4) * 4)
-    scales[..., :m] = scale[:, : g * m].reshape(-1, g, m).transpose(0, 1)
+    scales[..., :m] = scale[:, : g * m].reshape(-(-k // 128), g, m).transpose(0, 1)
     return a.view(g, m, k), scales
 
 

@@ -351,6 +351,37 @@ def _weight_gradients() -> list[Claim]:
             faster_than("eager", 1.0, "eager"),
         )
     )  # fmt: skip
+    for kernel, word in (
+        ("fp8_gemm_grouped", "1.00x DeepGEMM on the rows that it takes"),
+        ("fp8_gemm_masked", "1.00x DeepGEMM"),
+    ):
+        claims += [
+            Claim(
+                f"{kernel}.bits", kernel, "Equals the `hopper` reference bit for bit, in every tile", "tests",
+                tests_pass(f"test_{kernel}_bits["),
+            ),
+            Claim(
+                f"{kernel}.cublaslt", kernel, "At least 1.00x a loop of cuBLASLt blockwise that knows the sizes",
+                f"bench-{kernel}", faster_than("cublaslt", 1.0),
+            ),
+            Claim(f"{kernel}.deepgemm", kernel, f"At least {word}", f"bench-{kernel}", faster_than("deepgemm", 1.0)),
+        ]  # fmt: skip
+    kernel = "fp8_gemm_grouped"
+    claims += [
+        Claim(
+            f"{kernel}.ragged", kernel, "At least 1.00x a loop of cuBLASLt blockwise on Zipf-sized groups",
+            "bench-fp8_gemm_ragged", faster_than("cublaslt", 1.0),
+        ),
+        Claim(f"{kernel}.repeat", kernel, "Twenty repeats are bitwise equal", "tests", tests_pass(f"{kernel}_repeat")),
+        Claim(
+            f"{kernel}.graph", kernel, "A captured chain of launches replays with other offsets", "tests",
+            tests_pass(f"{kernel}_graph"),
+        ),
+        Claim(
+            f"{kernel}.nonsense", kernel, "Offsets that descend or are out of range write nothing outside of D", "tests",
+            tests_pass(f"{kernel}_nonsense"),
+        ),
+    ]  # fmt: skip
     return claims
 
 

@@ -41,6 +41,13 @@ WGRAD_SHAPES: list[tuple[int, int, int]] = [  # M, N of the weight, tokens
 WGRAD_GROUPED_SHAPES: list[tuple[int, int, int, int]] = [  # G, M, N, tokens of each group
     (8, 4096, 7168, 4096), (8, 7168, 2048, 4096), (32, 4096, 7168, 512),
 ]  # fmt: skip
+GROUPED_SHAPES: dict[str, list[tuple[str, int, int, int, int]]] = {  # kind, G, rows of each, N, K; bench/grouped.py
+    "grouped": [
+        ("uniform", 4, 8192, 4096, 7168), ("uniform", 8, 4096, 7168, 2048), ("uniform", 32, 512, 4096, 7168),
+    ],
+    "ragged": [("zipf", 8, 4096, 4096, 7168), ("zipf", 32, 512, 7168, 2048)],
+    "masked": [("masked", 6, 20, 4096, 7168), ("masked", 32, 20, 7168, 2048), ("masked", 2, 512, 4096, 7168)],
+}  # fmt: skip
 
 QUANTIZE_SHAPES: list[tuple[int, int]] = [(4096, 7168), (16384, 7168), (65536, 2048)]  # T, H
 
@@ -78,6 +85,14 @@ def all_steps() -> list[Step]:
                 f"bench-fp8_gemm-{group}", "benchmark", "gemm", 3 if group == "large" else 4,
                 12 + 10 * len(shapes), 60 + 30 * len(shapes),
                 "fp8_gemm beside cuBLASLt blockwise, cuBLAS bf16, DeepGEMM", ("build",),
+            )
+        )  # fmt: skip
+    for group, grouped_shapes in GROUPED_SHAPES.items():
+        steps.append(
+            Step(
+                f"bench-fp8_gemm_{group}", "benchmark", "gemm", 4, 12 + 12 * len(grouped_shapes),
+                60 + 40 * len(grouped_shapes),
+                f"FP8 products of groups ({group}) beside a loop of cuBLASLt, torch's grouped bf16 product, DeepGEMM", ("build",),
             )
         )  # fmt: skip
     steps += [

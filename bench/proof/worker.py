@@ -253,6 +253,10 @@ def work(step: str, golden: Path) -> dict[str, Any]:
         from .. import wgrad
 
         return wgrad.bench_grouped() if step.endswith("_grouped") else wgrad.bench_dense()
+    if step.startswith("bench-fp8_gemm_"):
+        from .. import grouped
+
+        return grouped.bench(step.removeprefix("bench-fp8_gemm_"))
     raise SystemExit(f"no such step: {step!r}")
 
 
