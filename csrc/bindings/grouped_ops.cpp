@@ -1,6 +1,7 @@
 // Products of grouped rows and of padded batches (deepseek_ops/_gemm_ops.py): csrc/gemm/fp8_gemm_grouped, _masked.
 #include <cstdint>
 
+#include "../gemm/fp8_decode.h"
 #include "../gemm/fp8_gemm.h"
 #include "kernels.h"
 
@@ -90,6 +91,9 @@ void masked(hopper::Stream stream, T a, T scale_a, T b, T scale_b, T masked_m, T
             const std::string& accumulation, Knobs knobs) {
   Fp8GroupedGemmArguments x = arguments(a, scale_a, b, scale_b, masked_m, d, 1, accumulation, knobs);
   x.clear_rest = fresh;
+  // Few rows: the kernel that reads the weights and hardly anything else. The bits are the same.
+  if (!x.tile && x.m <= kDecodeRows && x.groups <= kDecodeGroups)
+    return fp8_gemm_masked_decode(stream, a, scale_a, b, scale_b, masked_m, d, fresh, {1, knobs.num_sms});
   fp8_gemm_masked(x, stream);
 }
 
