@@ -118,7 +118,7 @@ def swiglu_backward_quantize(
         *casts, dweight, padded = _swiglu_backward_quantize_grouped(
             dy, gate_up, gate_up_scale, weight, offsets, pow2
         )
-    return SwigluCasts(*casts, None if weight is None else dweight, padded)
+    return SwigluCasts._make((*casts, None if weight is None else dweight, padded))
 
 
 def _check(gate_up: Tensor, weight: Tensor | None) -> None:
