@@ -182,4 +182,108 @@ def quantisers() -> list[Kernel]:
     return [kernel(operation) for operation in (1, 2, 0)]  # the one with most steps first
 
 
-FAMILIES = {"fp8_gemm": fp8_gemm, "quantise": quantisers}
+class NormCall(ctypes.Structure):
+    _fields_ = (
+        [(name, ctypes.c_void_p) for name in ("x", "other", "dy", "weight", "rstd")]
+        + [("out", ctypes.c_void_p * 4)]
+        + [(name, ctypes.c_int64) for name in ("rows", "columns", "parts")]
+        + [("operation", ctypes.c_int32), ("seed", ctypes.c_uint64)]
+        + [(name, ctypes.c_int32) for name in ("asynchrony", "schedule", "check")]
+        + [("drop_kind", ctypes.c_char_p), ("drop_site", ctypes.c_char_p)]
+    )
+
+
+class ActivationCall(ctypes.Structure):
+    _fields_ = (
+        [(name, ctypes.c_void_p) for name in ("gate_up", "dy", "weight", "offsets")]
+        + [("out", ctypes.c_void_p * 9)]
+        + [(name, ctypes.c_int64) for name in ("rows", "inner", "groups", "padded_rows")]
+        + [("operation", ctypes.c_int32), ("seed", ctypes.c_uint64)]
+        + [(name, ctypes.c_int32) for name in ("asynchrony", "schedule", "check")]
+        + [("drop_kind", ctypes.c_char_p), ("drop_site", ctypes.c_char_p)]
+    )
+
+
+def _normal(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _kernel(
+    name: str,
+    library: ctypes.CDLL,
+    entry: str,
+    outputs: int,
+    workspace: int,
+    call_of: Callable[..., ctypes.Structure],
+) -> Kernel:
+    """One C call, `call_of(outputs, options)`, with its outputs compared with those of the unchanged kernel."""
+    getattr(library, entry).restype = ctypes.c_char_p
+    expected: list[torch.Tensor] = []
+
+    def run(seed: int, asynchrony: int, schedule: int, drop: Site) -> str:
+        out = [torch.full((200_000,), 0x55, dtype=torch.uint8) for _ in range(outputs)]
+        options = (seed, asynchrony, schedule, 1, drop[0].encode(), drop[1].encode())
+        call = call_of([t.data_ptr() for t in out], options)
+        report: str = getattr(library, entry)(ctypes.byref(call)).decode()
+        results = [t for i, t in enumerate(out) if i != workspace]
+        if not expected and not report:  # bits are proved against the reference elsewhere
+            expected.extend(results)
+        return report or ("" if all(map(torch.equal, results, expected)) else "data")
+
+    return Kernel(name, run, lambda: _sites(library))
+
+
+def norms() -> list[Kernel]:
+    """Rows of several warps; two blocks that each go on with more rows; a second kernel behind the first."""
+    library = _library(
+        "norm",
+        [ROOT / "tests/csrc/norm/norm_driver.cpp"],
+        [ROOT / "csrc/norm/rms_norm.cu", ROOT / "csrc/norm/rms_norm_backward.cu"],
+    )
+    rows, columns = 37, 1040
+    x, other, dy = (_normal(i, rows, columns).bfloat16() for i in range(3))
+    weight, rstd = _normal(3, columns), _normal(4, rows).abs()
+    inputs = [t.data_ptr() for t in (x, other, dy, weight, rstd)]
+
+    def kernel(name: str, operation: int) -> Kernel:
+        def call_of(out: list[int], options: tuple[object, ...]) -> NormCall:
+            _ = x, other, dy, weight, rstd  # stay alive
+            room = (ctypes.c_void_p * 4)(*out[:3], out[3])
+            return NormCall(*inputs, room, rows, columns, 2, operation, *options)
+
+        return _kernel(name, library, "norm_on_emulator", 4, 2 if operation else -1, call_of)
+
+    return [kernel("rms_norm_backward", 1), kernel("rms_norm_residual_quantize", 0)]
+
+
+def activations() -> list[Kernel]:
+    names = ("swiglu", "swiglu_backward", "swiglu_backward_quantize")
+    library = _library(
+        "activation",
+        [ROOT / "tests/csrc/activation/activation_driver.cpp"],
+        [ROOT / f"csrc/activation/{name}.cu" for name in names],
+    )
+    offsets = torch.tensor([3, 40, 40, 135], dtype=torch.int32)
+
+    def kernel(operation: int) -> Kernel:
+        rows, inner = 140 if operation == 2 else 21, 128 if operation == 2 else 656
+        gate_up, dy = _normal(1, rows, 2 * inner).bfloat16(), _normal(2, rows, inner).bfloat16()
+        weight = _normal(3, rows)
+
+        def call_of(out: list[int], options: tuple[object, ...]) -> ActivationCall:
+            inputs = [t.data_ptr() for t in (gate_up, dy, weight, offsets)]
+            return ActivationCall(
+                *inputs, (ctypes.c_void_p * 9)(*out), rows, inner, 3, 384, operation, *options
+            )
+
+        return _kernel(names[operation], library, "activation_on_emulator", 9, 8, call_of)
+
+    return [kernel(operation) for operation in (2, 1, 0)]
+
+
+FAMILIES = {
+    "fp8_gemm": fp8_gemm,
+    "quantise": quantisers,
+    "norm": norms,
+    "activation": activations,
+}
