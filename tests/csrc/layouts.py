@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,12 +33,24 @@ def turned(x):
     return x.t().contiguous().t()
 
 
+def far(x):
+    """The same values in rows more than 2^31 elements apart. What nobody touches of that is never there."""
+    stride = 2**31 + 64
+    size = ((x.shape[0] - 1) * stride + x.shape[1]) * x.element_size()
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE: named from Python 3.13 on
+    room = torch.frombuffer(mmap.mmap(-1, size, flags=flags), dtype=torch.uint8).view(x.dtype)
+    view = room.as_strided(x.shape, (stride, 1))
+    view.copy_(x)
+    return view
+
+
 LAYOUTS = {
     "dense": lambda x: x,
     "shifted": shifted,
     "spaced": spaced,
     "oddly_spaced": oddly_spaced,
     "turned": turned,
+    "far": far,
 }
 LAYOUT = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 DTYPE = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])

@@ -16,6 +16,7 @@ from tests.csrc.layouts import (
     DTYPE,
     LAYOUT,
     assert_modelled,
+    far,
     normal,
     oddly_spaced,
     same_bits,
@@ -112,7 +113,7 @@ def test_backward_with_casts(kernel_backend, name, cached, weighted):
 
 
 @pytest.mark.parametrize("rows", [0, 1, 3, 127, 128, 129])
-@pytest.mark.parametrize("layout", [spaced, shifted, oddly_spaced], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("layout", [spaced, shifted, oddly_spaced, far], ids=lambda f: f.__name__)
 def test_rows_and_layouts_of_the_casts(kernel_backend, rows, layout):
     dy, gate_up = (
         layout(normal(i, max(rows, 1), n, dtype=torch.bfloat16))[:rows] for i, n in ((1, 128), (2, 256))
