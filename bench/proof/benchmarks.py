@@ -13,7 +13,7 @@ from deepseek_ops import gemm, quantize
 
 from .claims import QUANTISERS, nominal_bandwidth
 from .measure import compare
-from .steps import GEMM_SHAPES, QUANTIZE_SHAPES
+from .steps import GEMM_SHAPES, MEMORY_BOUND_ROWS, QUANTIZE_SHAPES
 
 # Bytes moved per input element (research/gemm-quant.md section 7.2): bf16 in, fp8 and fp32 scales out.
 FLOOR_BYTES = {
@@ -199,6 +199,43 @@ def quantize_row(kernel: str, x: torch.Tensor) -> dict[str, Any]:
         "kernel": kernel,
         "shape": shape,
         "input_bytes": x.numel() * x.element_size(),
+        "candidates": timed,
+    }
+
+
+def bench_memory_bound(family: str) -> dict[str, Any]:
+    """The kernels of one family of bench.memory_bound: bytes of the floor a second, beside a copy and eager PyTorch."""
+    from bench import memory_bound
+
+    rows = [
+        _memory_bound_row(kernel, count, kernel.columns[-1])
+        for kernel in memory_bound.KERNELS
+        if kernel.family == family
+        for count in MEMORY_BOUND_ROWS
+    ]
+    name = torch.cuda.get_device_name()
+    return {"rows": rows, "nominal_gbps": nominal_bandwidth(name), "summary": _summary(rows, "copy")}
+
+
+def _memory_bound_row(kernel: Any, rows: int, columns: int) -> dict[str, Any]:
+    from bench.memory_bound import agrees, copy_of
+
+    call, size = kernel.make(rows, columns), kernel.floor_bytes(rows, columns)
+
+    def on(backend: str) -> Any:
+        with deepseek_ops.backend(backend):
+            return call()
+
+    timed = compare({"ours": lambda: on("cuda"), "copy": copy_of(size), "eager": lambda: on("reference")})
+    for result in timed.values():
+        if "median_us" in result:
+            result["gbps"] = round(1e-3 * size / result["median_us"], 1)
+    if "median_us" in timed["ours"] and "median_us" in timed["eager"]:
+        timed["ours"]["correct"] = agrees(on("cuda"), on("reference")) == ""
+    return {
+        "kernel": kernel.name,
+        "shape": f"{rows}x{columns}",
+        "input_bytes": size,
         "candidates": timed,
     }
 

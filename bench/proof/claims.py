@@ -120,6 +120,18 @@ def _accurate(data: Data) -> Verdict:
     return max(known) <= 3e-4, f"relRMS at most {max(known):.2e}"
 
 
+# Kernel of bench.memory_bound: its step, and the share of the data sheet's bandwidth that it claims.
+MEMORY_BOUND_CLAIMS = {
+    "rms_norm": ("norm", 0.88),
+    "rms_norm_residual": ("norm", 0.88),
+    "rms_norm_quantize": ("norm", 0.88),
+    "rms_norm_residual_quantize": ("norm", 0.88),
+    "rms_norm_backward": ("norm", 0.85),
+    "swiglu": ("activation", 0.88),
+    "swiglu_quantize": ("activation", 0.88),
+    "swiglu_backward": ("activation", 0.85),
+    "swiglu_backward_quantize": ("activation", 0.85),
+}
 QUANTISERS = ("quantize_1x128", "quantize_128x1", "quantize_1x128_128x1", "quantize_128x128")
 
 
@@ -150,6 +162,17 @@ def _all() -> list[Claim]:
             Claim(
                 f"{kernel}.speed", kernel, "At least 88 % of HBM bandwidth on inputs of 64 MB and more",
                 "bench-quantize", bandwidth_at_least(kernel, 0.88),
+            ),
+        ]  # fmt: skip
+    for kernel, (family, share) in MEMORY_BOUND_CLAIMS.items():
+        claims += [
+            Claim(
+                f"{kernel}.values", kernel, "Differs from the modelled bits by what approximate instructions allow",
+                "tests", tests_pass(f"test_memory_bound_values[{kernel}-"),
+            ),
+            Claim(
+                f"{kernel}.speed", kernel, f"At least {share:.0%} of HBM bandwidth on 64 MB and more",
+                f"bench-memory-bound-{family}", bandwidth_at_least(kernel, share),
             ),
         ]  # fmt: skip
     kernel = "fp8_gemm"

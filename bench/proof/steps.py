@@ -28,6 +28,9 @@ GEMM_SHAPES: dict[str, list[tuple[int, int, int]]] = {  # M, N, K: research/gemm
     "decode": [(1, 7168, 2048), (16, 4096, 7168), (64, 4096, 7168), (128, 7168, 16384)],
 }
 
+MEMORY_BOUND_ROWS = (4096, 16384)  # of bench.memory_bound, at the widest of a kernel's columns
+MEMORY_BOUND = ("norm", "activation")  # its families
+
 QUANTIZE_SHAPES: list[tuple[int, int]] = [(4096, 7168), (16384, 7168), (65536, 2048)]  # T, H
 
 
@@ -64,6 +67,13 @@ def all_steps() -> list[Step]:
                 "fp8_gemm beside cuBLASLt blockwise, cuBLAS bf16, DeepGEMM", ("build",),
             )
         )  # fmt: skip
+    steps += [
+        Step(
+            f"bench-memory-bound-{family}", "benchmark", family, 3, 40, 200,
+            f"{family} kernels beside a plain copy and eager PyTorch", ("build",),
+        )
+        for family in MEMORY_BOUND
+    ]  # fmt: skip
     steps += [
         Step("bench-quantize", "benchmark", "quantize", 3, 40, 150, "quantisers beside a plain copy", ("build",)),
         Step(

@@ -231,6 +231,8 @@ def work(step: str, golden: Path) -> dict[str, Any]:
         return benchmarks.ceilings()
     if step == "bench-quantize":
         return benchmarks.bench_quantize()
+    if step.startswith("bench-memory-bound-"):
+        return benchmarks.bench_memory_bound(step.removeprefix("bench-memory-bound-"))
     if step.startswith("bench-fp8_gemm-"):
         return benchmarks.bench_gemm(step.removeprefix("bench-fp8_gemm-"))
     raise SystemExit(f"no such step: {step!r}")

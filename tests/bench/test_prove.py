@@ -81,7 +81,9 @@ def test_select_family_takes_what_it_needs() -> None:
     names = {s.name for s in select(all_steps(), "quantize")}
     assert names == {"environment", "build", "build-probes", "tests", "bench-quantize"}
     assert {s.family for s in select(all_steps(), "ground")} == {"ground"}
-    with pytest.raises(ValueError, match=r"--family: must be one of ground, gemm, quantize; got 'gem'"):
+    with pytest.raises(
+        ValueError, match=r"--family: must be one of ground, activation, gemm, norm, quantize; got 'gem'"
+    ):
         select(all_steps(), "gem")
 
 
@@ -508,7 +510,7 @@ def test_page_command_reports_foreign_files(tmp_path: Path, capsys: pytest.Captu
 
 def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prove.main(["--family", "poetry"], FakeDevice()) == 2
-    assert "must be one of ground, gemm, quantize" in capsys.readouterr().err
+    assert "must be one of ground, activation, gemm, norm, quantize" in capsys.readouterr().err
     with pytest.raises(SystemExit) as caught:
         prove.main(["--minutes", "0"], FakeDevice())
     assert caught.value.code == 2
