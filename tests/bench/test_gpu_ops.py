@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import deepseek_ops
+from bench import memory_bound
 from bench.proof.benchmarks import CODED, QUANTISERS, same_bits
 from bench.proof.claims import MOE_KERNELS
 from deepseek_ops import gemm, moe, optimizer, quantize
@@ -167,6 +168,20 @@ def test_adamw_graph() -> None:
         state[1][149][0] = 1.0
         graph.replay()
         assert not torch.equal(state[0][149], before[149])
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 128), (129, 512), (300, 2048), (70, 7168), (9, 18432)])
+@pytest.mark.parametrize("kernel", memory_bound.KERNELS, ids=lambda kernel: kernel.name)
+def test_memory_bound_values(kernel: memory_bound.Kernel, rows: int, columns: int) -> None:
+    """Equal to the modelled bits but for the last places of approximate instructions."""
+    call = kernel.make(rows, columns)
+    with deepseek_ops.backend("modelled"):
+        want = call()
+    with deepseek_ops.backend("cuda"):
+        got, again = call(), call()
+    assert memory_bound.agrees(got, want) == ""
+    pairs = zip(memory_bound.tensors(got), memory_bound.tensors(again), strict=True)
+    assert all(same_bits(a, b) for a, b in pairs), "two runs differ"
 
 
 def operands(m: int, n: int, k: int, positive: bool = False) -> tuple[torch.Tensor, ...]:
