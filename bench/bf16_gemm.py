@@ -1,6 +1,6 @@
 """bf16 GEMM on a Hopper GPU beside cuBLAS: the shapes of DeepSeek-V3, of its experts, and their weight gradients.
 
-    python -m bench.bf16_gemm [--quick] [--json FILE]
+    python -m bench.bf16_gemm [--quick] [--only WORDS] [--json FILE]
 
 For each case, in one process and in turns, on random data with a cold L2: ours through the public function into a given
 output, and what PyTorch offers (`torch.mm`, `torch.nn.functional.grouped_mm`). Floors: 2 M N K FLOP, and each operand and
@@ -9,28 +9,32 @@ result once. Results are compared with fp64 on a sample before they count. Witho
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-import deepseek_ops
+from bench.proof.families.bf16_gemm import DENSE, FEW_ROWS, GROUPED
 from bench.proof.measure import compare
+from bench.proof.rows import (
+    BF16_FLOP,
+    ROUNDED_BF16,
+    Floor,
+    Row,
+    add_rates,
+    command,
+    on,
+    product_floor,
+    relative_rms,
+    step,
+    this_card,
+)
+from bench.proof.steps import Data
 from deepseek_ops import gemm as ops
-from deepseek_ops._registry import absent_reason
 
-BF16, FP32 = torch.bfloat16, torch.float32
-# M, N, K: router, absorbed projections of MLA, output head, a dense layer, and few rows (section 7.5 of the research).
-DENSE = [(4096, 256, 7168), (4096, 512, 128), (4096, 7168, 7168), (4096, 24576, 1536), (1024, 129280, 7168)]
-FEW_ROWS = [(1, 256, 7168), (64, 7168, 7168), (16, 129280, 7168)]
-# groups, rows of each, N, K of the experts.
-GROUPED = [(8, 4096, 4096, 7168), (8, 4096, 7168, 2048), (32, 512, 4096, 7168)]
-PEAK_FLOP_PER_CLOCK = 4096 * 132
+BF16 = torch.bfloat16
 
 
 @dataclass(frozen=True)
@@ -111,65 +115,33 @@ def calls_of(case: Case) -> tuple[dict[str, Callable[[], Any]], Callable[[], flo
     }, lambda: relative_rms(dw[-1, :64], dy[last, :64].double().T @ x[last].double())
 
 
-def relative_rms(got: torch.Tensor, exact: torch.Tensor) -> float:
-    return float(((got.double() - exact).square().mean() / exact.square().mean()).sqrt())
+def floor_us(case: Case, *card: float) -> Floor:
+    """Microseconds that no version can beat."""
+    return product_floor(case.flop, case.bytes, BF16_FLOP, *card)
 
 
-def row_of(case: Case) -> dict[str, Any]:
+def measure(case: Case) -> Row:
+    """Ours beside PyTorch's."""
     candidates, error = calls_of(case)
-
-    def on_kernels() -> Any:
-        with deepseek_ops.backend("cuda"):
-            return candidates["ours"]()
-
-    timed = compare({**candidates, "ours": on_kernels})
-    for result in timed.values():
-        if "median_us" in result:
-            result["tflops"] = round(1e-6 * case.flop / result["median_us"], 2)
-            result["gbps"] = round(1e-3 * case.bytes / result["median_us"], 1)
+    timed = compare({**candidates, "ours": on("cuda", candidates["ours"])})
+    add_rates(timed, case.flop, case.bytes)
     if "median_us" in timed["ours"]:
         timed["ours"]["rel_rms"] = error()
-        timed["ours"]["correct"] = timed["ours"]["rel_rms"] < 4e-3  # bf16 rounding alone is 1.1e-3 to 1.7e-3
-    return {"kernel": "bf16_gemm", "shape": case.name, "candidates": timed}
+        timed["ours"]["correct"] = timed["ours"]["rel_rms"] < ROUNDED_BF16
+    return {
+        "kernel": "bf16_gemm", "shape": case.name, "floor_us": floor_us(case, *this_card()), "candidates": timed,
+    }  # fmt: skip
 
 
-def bench(quick: bool = False) -> dict[str, Any]:
+def bench(quick: bool = False) -> Data:
     """A step of the proof."""
-    rows = [row_of(case) for case in cases(quick)]
-    parts = []
-    for row in rows:
-        ours = row["candidates"]["ours"]
-        others = [v["median_us"] for k, v in row["candidates"].items() if k != "ours" and "median_us" in v]
-        if "median_us" not in ours:
-            return {"rows": rows, "summary": f"ours absent: {ours.get('absent', '')}"}
-        ratio = f" {others[0] / ours['median_us']:.2f}x" if others else ""
-        parts.append(f"{row['shape']} {ours['tflops']:.0f} TFLOP/s{ratio}")
-    return {"rows": rows, "summary": "; ".join(parts)}
+    return step([measure(case) for case in cases(quick)])
 
 
-def floors(case: Case, gigahertz: float = 1.755, gbps: float = 3352) -> tuple[float, float]:
-    """Microseconds that no version can beat on an H100 SXM: tensor cores, memory."""
-    return 1e-3 * case.flop / (PEAK_FLOP_PER_CLOCK * gigahertz), 1e-3 * case.bytes / gbps
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.bf16_gemm", description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args(arguments)
-    reason = absent_reason("cuda")
-    print(f"{'case':<40} {'FLOP floor us':>14} {'byte floor us':>14}   (H100 SXM, 1.755 GHz, 3352 GB/s)")
-    for case in cases(options.quick):
-        flop, moved = floors(case)
-        print(f"{case.name:<40} {flop:>14.1f} {moved:>14.1f}")
-    if reason:
-        print(f"no GPU to measure on: {reason}")
-        return
-    result = bench(options.quick)
-    print(result["summary"])
-    if options.json:
-        options.json.write_text(json.dumps(result))
+def main(given: list[str] | None = None) -> int:
+    """Command line of the module."""
+    return command("bench.bf16_gemm", __doc__, cases, measure, floor_us, given)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,6 +1,6 @@
 """FP8 decoding products on a Hopper GPU: microseconds, and bytes of the weights a second against what memory allows.
 
-    python -m bench.decode [--quick] [--repeats 30] [--json FILE]
+    python -m bench.decode [--quick] [--only WORDS] [--json FILE]
 
 For each shape of DeepSeek-V3, in one process and in turns, on random data with a cold L2:
 
@@ -12,112 +12,133 @@ For each shape of DeepSeek-V3, in one process and in turns, on random data with 
 - cublas-bf16  torch.mm on bf16 operands: twice the bytes
 
 The floor is the weights read once (and the little else) at the data sheet's bandwidth. The result is compared with fp64
-before any number is shown. Without a Hopper GPU it says so and ends.
+where time is measured. Without a Hopper GPU it says so and ends.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 import deepseek_ops
+from bench.proof.families.decode import MASKED_SHAPES, SHAPES
+from bench.proof.measure import compare
+from bench.proof.rows import GBPS, Floor, Row, add_rates, command, on, step, this_card
+from bench.proof.steps import Data
+from bench.proof.vendor import VendorOperands, deepgemm, exact_product, judge, judge_precise
 from deepseek_ops import gemm, quantize
 from deepseek_ops._gemm_checks import choose_split_k
-from deepseek_ops._registry import absent_reason
-
-from .proof.benchmarks import VendorOperands, _deepgemm, _dequantize_rows, _relative_rms
-from .proof.claims import nominal_bandwidth
-from .proof.measure import compare
-from .proof.steps import DECODE_SHAPES, MASKED_DECODE_SHAPES
 
 
-def floor_bytes(rows: int, n: int, k: int, groups: int = 1) -> int:
-    """What any version must read and write: weights with their scales, `rows` of each group in, and of bf16 out."""
-    blocks, columns = -(-n // 128), -(-k // 128)
-    return groups * (n * k + 4 * blocks * columns + rows * k + 4 * rows * columns + 2 * rows * n)
+@dataclass(frozen=True)
+class Case:
+    """`rows` of each of `groups` experts with room for `room`; no room: one product."""
+
+    rows: int
+    n: int
+    k: int
+    groups: int = 1
+    room: int = 0
+
+    @property
+    def kernel(self) -> str:
+        """The op."""
+        return "fp8_gemm_masked_decode" if self.room else "fp8_gemm_decode"
+
+    @property
+    def shape(self) -> str:
+        """As a ledger has it."""
+        rows = f"{self.groups}x{self.rows}/{self.room}" if self.room else f"{self.rows}"
+        return f"{rows}x{self.n}x{self.k}"
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.kernel} {self.shape}"
+
+    @property
+    def floor_bytes(self) -> int:
+        """What any version must read and write: weights with their scales, rows of each group in, and of bf16 out."""
+        rows, n, k = self.rows, self.n, self.k
+        blocks, columns = -(-n // 128), -(-k // 128)
+        return self.groups * (n * k + 4 * blocks * columns + rows * k + 4 * rows * columns + 2 * rows * n)
 
 
-def _weights(n: int, k: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def floor_us(case: Case, gbps: float = GBPS) -> Floor:
+    """Microseconds at the data sheet's bandwidth."""
+    return {"bytes": case.floor_bytes / (gbps * 1e3)}
+
+
+def _weights(n: int, k: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator("cuda").manual_seed(seed)
     w = torch.randn(n, k, device="cuda", dtype=torch.bfloat16, generator=generator)
     with deepseek_ops.backend("reference"):
         return (w, *quantize.quantize_128x128(w))
 
 
-def _rows(m: int, k: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _rows(m: int, k: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator("cuda").manual_seed(seed)
     x = torch.randn(m, k, device="cuda", dtype=torch.bfloat16, generator=generator)
     with deepseek_ops.backend("reference"):
         return (x, *quantize.quantize_1x128(x))
 
 
-def _on_cuda(call: Callable[[], Any]) -> Callable[[], None]:
-    def run() -> None:
-        with deepseek_ops.backend("cuda"):
-            call()
+def _row(case: Case, timed: dict[str, Row]) -> Row:
+    return {
+        "kernel": case.kernel,
+        "shape": case.shape,
+        "input_bytes": case.groups * case.n * case.k,
+        "floor_us": floor_us(case, this_card()[0]),
+        "candidates": timed,
+    }
 
-    return run
 
-
-def decode_row(m: int, n: int, k: int, repeats: int = 30, sustained_s: float = 0.7) -> dict[str, Any]:
+def _single(case: Case) -> Row:
     """One product and its baselines; a baseline that cannot run says why."""
+    m, n, k = case.rows, case.n, case.k
     x, a, scale_a = _rows(m, k, m)
     w, b, scale_b = _weights(n, k, n + k)
-    outputs: dict[str, torch.Tensor] = {
+    given = a, scale_a, b, scale_b
+    outputs: dict[str, Tensor] = {
         name: torch.empty(m, n, device="cuda", dtype=torch.bfloat16)
         for name in ("ours", "prefetched", "fp8_gemm")
     }
-    vendor = VendorOperands.of(a, scale_a, b, scale_b)
+    vendor = VendorOperands.of(*given)
 
     def cublaslt() -> None:
         outputs["cublaslt"] = vendor.multiply(torch.bfloat16)
 
     timed = compare(
         {
-            "ours": _on_cuda(lambda: gemm.fp8_gemm_decode(a, scale_a, b, scale_b, out=outputs["ours"])),
-            "prefetched": _on_cuda(
-                lambda: gemm.fp8_gemm_decode(
-                    a, scale_a, b, scale_b, out=outputs["prefetched"], prefetch_weights=True
-                )
+            "ours": on("cuda", lambda: gemm.fp8_gemm_decode(*given, out=outputs["ours"])),
+            "prefetched": on(
+                "cuda", lambda: gemm.fp8_gemm_decode(*given, out=outputs["prefetched"], prefetch_weights=True)
             ),
-            "fp8_gemm": _on_cuda(lambda: gemm.fp8_gemm(a, scale_a, b, scale_b, out=outputs["fp8_gemm"])),
+            "fp8_gemm": on("cuda", lambda: gemm.fp8_gemm(*given, out=outputs["fp8_gemm"])),
             "cublaslt": cublaslt,
-            "deepgemm": _deepgemm(a, scale_a, b, scale_b, outputs),
+            "deepgemm": deepgemm(*given, outputs),
             "cublas-bf16": lambda: torch.mm(x, w.T),
-        },
-        repeats,
-        sustained_s,
+        }
     )
-    exact = _dequantize_rows(a, scale_a, b, scale_b)
-    with_rates(timed, floor_bytes(m, n, k), {name: (out.double(), exact) for name, out in outputs.items()})
+    exact = exact_product(*given)
+    add_rates(timed, size=case.floor_bytes)
+    judge(timed, outputs, exact)
     timed["cublas-bf16"].pop("gbps", None)  # it reads other bytes
     if "median_us" in timed["ours"]:
-        with deepseek_ops.backend("cuda"):
-            precise = gemm.fp8_gemm_decode(a, scale_a, b, scale_b, out_dtype=torch.float32)
-        timed["ours"]["rel_rms"] = _relative_rms(precise.double(), exact)
-        timed["ours"]["correct"] = timed["ours"]["correct"] and timed["ours"]["rel_rms"] <= 3e-4
-    return {
-        "kernel": "fp8_gemm_decode",
-        "shape": f"{m}x{n}x{k}",
-        "split_k": choose_split_k(n, k),
-        "input_bytes": n * k,
-        "floor_bytes": floor_bytes(m, n, k),
-        "candidates": timed,
-    }
+        precise = on("cuda", lambda: gemm.fp8_gemm_decode(*given, out_dtype=torch.float32))()
+        judge_precise(timed["ours"], precise, exact)
+    return {**_row(case, timed), "split_k": choose_split_k(n, k)}
 
 
-def masked_row(
-    groups: int, rows: int, room: int, n: int, k: int, repeats: int = 30, sustained_s: float = 0.7
-) -> dict[str, Any]:
-    """A batch of experts with `rows` rows each."""
+def _masked(case: Case) -> Row:
+    """A batch of experts."""
+    groups, rows, room, n, k = case.groups, case.rows, case.room, case.n, case.k
     pieces = [_rows(room, k, g) for g in range(groups)]
-    a, scale_a = (torch.stack([p[i].view(torch.uint8) if i == 1 else p[i] for p in pieces]) for i in (1, 2))
-    a = a.view(torch.float8_e4m3fn)
+    a = torch.stack([p[1].view(torch.uint8) for p in pieces]).view(torch.float8_e4m3fn)
+    scale_a = torch.stack([p[2] for p in pieces])
     experts = [_weights(n, k, g)[1:] for g in range(groups)]
     b = torch.stack([e[0].view(torch.uint8) for e in experts]).view(torch.float8_e4m3fn)
     scale_b = torch.stack([e[1] for e in experts])
@@ -129,7 +150,7 @@ def masked_row(
         for g in range(groups)
     ]
 
-    def deepgemm() -> None:
+    def deepgemm_masked() -> None:
         import deep_gemm  # type: ignore[import-not-found]  # absent on most machines: compare() notes that
 
         scales = scale_a.mT[:, :room]
@@ -137,102 +158,51 @@ def masked_row(
 
     timed = compare(
         {
-            "ours": _on_cuda(lambda: gemm.fp8_gemm_masked_decode(a, scale_a, b, scale_b, masked_m, out=out)),
+            "ours": on(
+                "cuda", lambda: gemm.fp8_gemm_masked_decode(a, scale_a, b, scale_b, masked_m, out=out)
+            ),
             "cublaslt": lambda: [vendor.multiply(torch.bfloat16) for vendor in vendors],
-            "deepgemm": deepgemm,
-        },
-        repeats,
-        sustained_s,
+            "deepgemm": deepgemm_masked,
+        }
     )
     last = groups - 1
-    exact = _dequantize_rows(a[last, :rows], scale_a[last, :, :rows], b[last], scale_b[last])
-    compared = {"ours": (out[last, :rows].double(), exact)}
-    if "median_us" in timed["deepgemm"]:
-        compared["deepgemm"] = (theirs[last, :rows].double(), exact)
-    with_rates(timed, floor_bytes(rows, n, k, groups), compared)
-    return {
-        "kernel": "fp8_gemm_masked_decode",
-        "shape": f"{groups}x{rows}/{room}x{n}x{k}",
-        "input_bytes": groups * n * k,
-        "floor_bytes": floor_bytes(rows, n, k, groups),
-        "candidates": timed,
-    }
+    exact = exact_product(a[last, :rows], scale_a[last, :, :rows], b[last], scale_b[last])
+    add_rates(timed, size=case.floor_bytes)
+    judge(timed, {"ours": out[last, :rows], "deepgemm": theirs[last, :rows]}, exact)
+    return _row(case, timed)
 
 
-def with_rates(
-    timed: dict[str, dict[str, Any]], size: int, results: dict[str, tuple[torch.Tensor, torch.Tensor]]
-) -> None:
-    """Adds GB/s of the floor's bytes to each candidate, and whether its bf16 result is right."""
-    for name, result in timed.items():
-        if "median_us" not in result:
-            continue
-        result["gbps"] = round(1e-3 * size / result["median_us"], 1)
-        if name in results:
-            error = _relative_rms(*results[name])
-            result["rel_rms_bf16"] = error
-            result["correct"] = error < 4e-3  # bf16 rounding alone is 1.1e-3 to 1.7e-3
+def measure(case: Case) -> Row:
+    """Ours beside the baselines."""
+    return _masked(case) if case.room else _single(case)
 
 
-def prove_decode() -> dict[str, Any]:
-    """The step `bench-fp8_decode` of bench/prove.py."""
-    return _step([decode_row(*shape) for shape in DECODE_SHAPES])
+def _cases(
+    shapes: Sequence[tuple[int, int, int]], masked: Sequence[tuple[int, int, int, int, int]]
+) -> list[Case]:
+    batches = [Case(rows, n, k, groups, room) for groups, rows, room, n, k in masked]
+    return [*(Case(*shape) for shape in shapes), *batches]
 
 
-def prove_masked() -> dict[str, Any]:
-    """The step `bench-fp8_masked_decode`."""
-    return _step([masked_row(*shape) for shape in MASKED_DECODE_SHAPES])
+def cases(quick: bool) -> list[Case]:
+    """The proof's shapes, or two of each kind."""
+    last = 2 if quick else None
+    return _cases(SHAPES[:last], MASKED_SHAPES[:last])
 
 
-def _step(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "rows": rows,
-        "nominal_gbps": nominal_bandwidth(torch.cuda.get_device_name()),
-        "summary": "; ".join(line(row) for row in rows),
-    }
-
-
-def line(row: dict[str, Any]) -> str:
-    """One shape in a line."""
-    parts = [f"{row['kernel']} {row['shape']}"]
-    for name, result in row["candidates"].items():
-        if "median_us" not in result:
-            parts.append(f"{name} absent")
-            continue
-        rate = f" {result['gbps']:.0f} GB/s" if "gbps" in result else ""
-        wrong = " WRONG" if result.get("correct") is False else ""
-        parts.append(f"{name} {result['median_us']:.1f} us{rate}{wrong}")
-    return ", ".join(parts)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Command line of the module."""
-    parser = argparse.ArgumentParser(prog="python -m bench.decode", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two shapes of each kind")
-    parser.add_argument("--repeats", type=int, default=30, help="timed runs of each (default 30)")
-    parser.add_argument("--json", type=Path, help="also write the results to this file")
-    options = parser.parse_args(arguments)
-    if options.repeats < 2:
-        parser.error(f"--repeats: must be at least 2; got {options.repeats}")
-    reason = absent_reason("cuda")
-    if reason:
-        print(
-            f"bench.decode measures CUDA kernels, and backend 'cuda' is absent here (no GPU result): {reason}"
-        )
-        return
-    name = torch.cuda.get_device_name(0)
-    print(f"{name}, data sheet {nominal_bandwidth(name)} GB/s, torch {torch.__version__}; medians, cold L2")
-    last = 2 if options.quick else None
+def bench(shapes: Sequence[tuple[int, int, int]], masked: Sequence[tuple[int, int, int, int, int]]) -> Data:
+    """A step of the proof."""
     rows = []
-    for function, shapes in ((decode_row, DECODE_SHAPES), (masked_row, MASKED_DECODE_SHAPES)):
-        for shape in shapes[:last]:
-            rows.append(function(*shape, repeats=options.repeats, sustained_s=0.0))
-            print(line(rows[-1]), flush=True)
-            torch.cuda.empty_cache()
-    if options.json is not None:
-        options.json.write_text(
-            json.dumps({"device": name, "torch": torch.__version__, "rows": rows}, indent=1) + "\n"
-        )
+    for case in _cases(shapes, masked):
+        rows.append(measure(case))
+        torch.cuda.empty_cache()
+    return step(rows)
+
+
+def main(given: list[str] | None = None) -> int:
+    """Command line of the module."""
+    return command("bench.decode", __doc__, cases, measure, floor_us, given)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,6 +1,6 @@
 """fp8_gemm_grouped and fp8_gemm_masked on a Hopper GPU against their floor and against what a user would take instead.
 
-    python -m bench.grouped [--quick] [--json FILE]
+    python -m bench.grouped [--quick] [--only WORDS] [--json FILE]
 
 Random data, cold L2, medians of turns in one process, then most of a second back to back (bench/proof/measure.py).
 Baselines, each with what it does not do:
@@ -18,26 +18,32 @@ measured. Without a Hopper GPU it says so and ends.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import deepseek_ops
-from bench.proof.benchmarks import VendorOperands
-from bench.proof.claims import nominal_bandwidth
 from bench.proof.measure import compare
-from bench.proof.steps import GROUPED_SHAPES
+from bench.proof.rows import (
+    FP8_FLOP,
+    ROUNDED_BF16,
+    Floor,
+    Row,
+    add_rates,
+    command,
+    on,
+    product_floor,
+    step,
+    this_card,
+)
+from bench.proof.steps import Data
+from bench.proof.vendor import VendorOperands, exact_product
 from deepseek_ops import gemm, quantize
-from deepseek_ops._registry import absent_reason
 
-BOOST_GHZ = 1.755  # of the data sheet: a bound, not a promise
 PROBED_ROWS = 8  # of each group, that are compared with fp64
 # research/gemm-quant.md section 7.5: (G, rows of each), both expert shapes, and the masked shapes.
 EXPERTS = ((4096, 7168), (7168, 2048))
@@ -56,8 +62,19 @@ class Case:
     k: int
 
     @property
-    def name(self) -> str:
+    def kernel(self) -> str:
+        """The op."""
+        return "fp8_gemm_masked" if self.kind == "masked" else "fp8_gemm_grouped"
+
+    @property
+    def shape(self) -> str:
+        """As a ledger has it."""
         return f"{self.kind} {self.groups}x{self.rows}x{self.n}x{self.k}"
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.kernel} {self.shape}"
 
     @property
     def sizes(self) -> list[int]:
@@ -68,11 +85,11 @@ class Case:
         return [int(self.rows * self.groups * w / sum(weight)) for w in weight]
 
 
-def floor_us(case: Case, gbps: float, sms: int) -> dict[str, float]:
+def floor_us(case: Case, *card: float) -> Floor:
     """Microseconds that no version can beat, by arithmetic and by bytes; bf16 D."""
     rows, n, k = sum(case.sizes), case.n, case.k
     moved = sum(s > 0 for s in case.sizes) * n * k + rows * (k * (1 + 4 / 128) + 2 * n)
-    return {"flops": 2.0 * rows * n * k / (sms * 8192 * BOOST_GHZ * 1e3), "bytes": moved / (gbps * 1e3)}
+    return product_floor(2.0 * rows * n * k, moved, FP8_FLOP, *card)
 
 
 class Operands:
@@ -117,15 +134,13 @@ class Operands:
 
 
 def error_of(given: Operands, d: Tensor) -> float:
-    """relative RMS against fp64 of the dequantised operands, over the first rows of every group"""
+    """Relative RMS against fp64 of the dequantised operands, over the first rows of every group."""
     wrong = total = 0.0
     for g, size in enumerate(given.case.sizes):
         if size == 0:
             continue
         a, scale = given.rows_of(given.a, g, PROBED_ROWS), given.scales_of(g, PROBED_ROWS)
-        left = a.double() * scale.double().T.repeat_interleave(128, 1)[:, : a.shape[1]]
-        blocks = given.scale_b[g].double().repeat_interleave(128, 0).repeat_interleave(128, 1)
-        exact = left @ (given.b[g].double() * blocks[: given.case.n, : given.case.k]).T
+        exact = exact_product(a, scale, given.b[g], given.scale_b[g])
         wrong += float((given.rows_of(d, g, PROBED_ROWS).double() - exact).square().sum())
         total += float(exact.square().sum())
     return (wrong / total) ** 0.5
@@ -133,12 +148,7 @@ def error_of(given: Operands, d: Tensor) -> float:
 
 def _ours(given: Operands, out: Tensor) -> Callable[[], Any]:
     function = gemm.fp8_gemm_masked if given.masked else gemm.fp8_gemm_grouped
-
-    def call() -> None:
-        with deepseek_ops.backend("cuda"):
-            function(given.a, given.scale_a, given.b, given.scale_b, given.index, out=out)
-
-    return call
+    return on("cuda", lambda: function(given.a, given.scale_a, given.b, given.scale_b, given.index, out=out))
 
 
 def _cublaslt(given: Operands) -> Callable[[], Any]:
@@ -185,7 +195,7 @@ def _deepgemm(given: Operands, out: Tensor) -> Callable[[], Any]:
     return call
 
 
-def measure(case: Case) -> dict[str, Any]:
+def measure(case: Case) -> Row:
     """One row of a ledger: ours beside the baselines; a baseline that cannot run says why."""
     given = Operands(case)
     outputs = {"ours": given.new_output(), "deepgemm": given.new_output()}
@@ -197,43 +207,20 @@ def measure(case: Case) -> dict[str, Any]:
     }
     timed = compare(candidates)
     rows = sum(case.sizes)
-    moved = 1e-3 * sum(s > 0 for s in case.sizes) * case.n * case.k + 1e-3 * rows * (case.k + 2 * case.n)
-    for name, result in timed.items():
-        if "median_us" not in result:
-            continue
-        result["tflops"] = round(2e-6 * rows * case.n * case.k / result["median_us"], 2)
-        result["sustained_tflops"] = round(2e-6 * rows * case.n * case.k / result["sustained"]["mean_us"], 2)
-        result["gbps"] = round(moved / result["median_us"], 1)
-        if name in outputs:
-            result["rel_rms_bf16"] = error_of(given, outputs[name])
-            result["correct"] = result["rel_rms_bf16"] < 4e-3  # bf16 rounding alone is 1.1e-3 to 1.7e-3
-    properties = torch.cuda.get_device_properties(0)
-    gbps = nominal_bandwidth(properties.name)
-    floor = floor_us(case, gbps, properties.multi_processor_count) if gbps else {}
-    kernel = "fp8_gemm_masked" if given.masked else "fp8_gemm_grouped"
-    return {"kernel": kernel, "shape": case.name, "floor_us": floor, "candidates": timed}
+    moved = sum(s > 0 for s in case.sizes) * case.n * case.k + rows * (case.k + 2 * case.n)
+    add_rates(timed, 2.0 * rows * case.n * case.k, moved)
+    for name, out in outputs.items():
+        if "median_us" in timed[name]:
+            timed[name]["rel_rms_bf16"] = error_of(given, out)
+            timed[name]["correct"] = timed[name]["rel_rms_bf16"] < ROUNDED_BF16
+    return {
+        "kernel": case.kernel, "shape": case.shape, "floor_us": floor_us(case, *this_card()), "candidates": timed,
+    }  # fmt: skip
 
 
-def bench(group: str) -> dict[str, Any]:
-    """One group of shapes of the proof (bench/proof/steps.py)."""
-    rows = [measure(Case(*shape)) for shape in GROUPED_SHAPES[group]]
-    return {"rows": rows, "summary": "; ".join(line(row) for row in rows)}
-
-
-def line(row: dict[str, Any]) -> str:
-    """ours and the ratios to it, or why it is absent"""
-    ours = row["candidates"]["ours"]
-    if "median_us" not in ours:
-        return f"{row['shape']} absent: {ours.get('absent', '')}"
-    ratios = [
-        f"{other['median_us'] / ours['median_us']:.2f}x {name}"
-        for name, other in row["candidates"].items()
-        if name != "ours" and "median_us" in other
-    ]
-    wrong = "" if ours["correct"] else " WRONG"
-    floor = max(row["floor_us"].values(), default=0.0)
-    share = f", floor {floor:.1f} us" if floor else ""
-    return f"{row['shape']} {ours['median_us']:.1f} us{share}, {ours['tflops']:.0f} TFLOP/s {' '.join(ratios)}{wrong}"
+def bench(shapes: Sequence[tuple[str, int, int, int, int]]) -> Data:
+    """A step of the proof."""
+    return step([measure(Case(*shape)) for shape in shapes])
 
 
 def cases(quick: bool) -> list[Case]:
@@ -249,24 +236,9 @@ def cases(quick: bool) -> list[Case]:
     ]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.grouped", description=(__doc__ or "").split("\n\n")[0]
-    )
-    parser.add_argument("--quick", action="store_true", help="one shape of each kind")
-    parser.add_argument("--json", type=Path, help="write all rows there")
-    options = parser.parse_args(arguments)
-    reason = absent_reason("cuda")
-    if reason:
-        print(f"no GPU measurement: backend cuda: {reason}")
-        return 1
-    rows = []
-    for case in cases(options.quick):
-        rows.append(measure(case))
-        print(line(rows[-1]), flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1))
-    return 0 if all(row["candidates"]["ours"].get("correct") for row in rows) else 1
+def main(given: list[str] | None = None) -> int:
+    """Command line of the module."""
+    return command("bench.grouped", __doc__, cases, measure, floor_us, given)
 
 
 if __name__ == "__main__":

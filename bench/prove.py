@@ -22,11 +22,12 @@ from pathlib import Path
 
 from .proof import ledger as ledgers
 from .proof.device import Device
+from .proof.families import all_steps
 from .proof.page import render
-from .proof.plan import Step, select, simulate
+from .proof.plan import select, simulate
 from .proof.revision import ROOT, current
 from .proof.runner import Places, Run, outcome, summary
-from .proof.steps import all_steps
+from .proof.steps import Step
 
 
 def main(

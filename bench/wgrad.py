@@ -1,6 +1,6 @@
 """fp8_wgrad and fp8_wgrad_grouped on a Hopper GPU against their floor and against what a user would take instead.
 
-    python -m bench.wgrad [--quick] [--grouped | --dense] [--json FILE]
+    python -m bench.wgrad [--quick] [--only WORDS] [--json FILE]
 
 Random data, cold L2, medians of turns in one process, then most of a second back to back (bench/proof/measure.py). D is
 fp32 and accumulated into, which is what training does; a line per baseline says where it cannot:
@@ -18,32 +18,81 @@ Without a Hopper GPU it says so and ends.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 import deepseek_ops
-from bench.proof.claims import nominal_bandwidth
+from bench.proof.families.wgrad import GROUPED_SHAPES, SHAPES
 from bench.proof.measure import compare
-from bench.proof.steps import WGRAD_GROUPED_SHAPES, WGRAD_SHAPES
+from bench.proof.rows import (
+    EXACT_FP8,
+    FP8_FLOP,
+    Floor,
+    Row,
+    add_rates,
+    command,
+    on,
+    product_floor,
+    relative_rms,
+    step,
+    this_card,
+)
+from bench.proof.steps import Data
 from deepseek_ops import gemm, quantize
-from deepseek_ops._registry import absent_reason
 
-BOOST_GHZ = 1.755  # of the data sheet: a bound, not a promise
 CORNER = 128  # rows and columns of D that are compared with fp64
 
 
-def floor_us(m: int, n: int, tokens: int, groups: int, gbps: float, sms: int) -> dict[str, float]:
-    """Microseconds that no version can beat, by arithmetic and by bytes; fp32 D read and written."""
-    flops = 2.0 * m * n * tokens
-    moved = (m + n) * tokens * (1 + 4 / 128) + 8.0 * groups * m * n
-    return {"flops": flops / (sms * 8192 * BOOST_GHZ * 1e3), "bytes": moved / (gbps * 1e3)}
+@dataclass(frozen=True)
+class Case:
+    """[m, n] over `tokens`, or [groups, m, n] over as many of each group on average."""
+
+    m: int
+    n: int
+    tokens: int
+    groups: int = 0
+    ragged: bool = False
+
+    @property
+    def kernel(self) -> str:
+        """The op."""
+        return "fp8_wgrad_grouped" if self.groups else "fp8_wgrad"
+
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens of each group; ragged: Zipf in whole tiles of 128, the same total."""
+        if not self.ragged:
+            return [self.tokens] * max(self.groups, 1)
+        weights, total = [1 / (g + 1) for g in range(self.groups)], self.tokens * self.groups
+        sizes = [int(w / sum(weights) * total) // 128 * 128 for w in weights]
+        sizes[0] += total - sum(sizes)
+        return sizes
+
+    @property
+    def shape(self) -> str:
+        """As a ledger has it."""
+        groups = f" in {self.groups} groups" if self.groups else ""
+        return f"{self.m}x{self.n}x{sum(self.sizes)}{groups}{' zipf' if self.ragged else ''}"
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.kernel} {self.shape}"
+
+    @property
+    def flop(self) -> float:
+        """Of all products."""
+        return 2.0 * self.m * self.n * sum(self.sizes)
+
+
+def floor_us(case: Case, *card: float) -> Floor:
+    """Microseconds that no version can beat; fp32 D read and written."""
+    moved = (case.m + case.n) * sum(case.sizes) * (1 + 4 / 128) + 8.0 * max(case.groups, 1) * case.m * case.n
+    return product_floor(case.flop, moved, FP8_FLOP, *card)
 
 
 def operands(m: int, n: int, tokens: int) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
@@ -71,24 +120,14 @@ def corner64(given: tuple[Tensor, ...], tokens: slice) -> Tensor:
     return left @ right.T
 
 
-def relative_rms(got: Tensor, exact: Tensor) -> float:
-    """Of the error, against the exact values."""
-    error = got[:CORNER, :CORNER].double() - exact
-    return float((error.square().mean() / exact.square().mean()).sqrt())
+def error_of(got: Tensor, exact: Tensor) -> float:
+    """Relative RMS of the corner."""
+    return relative_rms(got[:CORNER, :CORNER], exact)
 
 
-def on_cuda(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Callable[[], Tensor]:
-    """The call on our kernels."""
-
-    def call() -> Tensor:
-        with deepseek_ops.backend("cuda"):
-            return function(*args, **kwargs)
-
-    return call
-
-
-def dense_row(m: int, n: int, tokens: int) -> dict[str, Any]:
+def _dense(case: Case) -> Row:
     """One [m, n] gradient over tokens."""
+    m, n, tokens = case.m, case.n, case.tokens
     dy, x, given = operands(m, n, tokens)
     a, scale_a, b, scale_b = given
     out, total, theirs = (torch.zeros(m, n, device="cuda") for _ in range(3))
@@ -106,24 +145,19 @@ def dense_row(m: int, n: int, tokens: int) -> dict[str, Any]:
         deep_gemm.fp8_gemm_nt((a, scale_a.T), (b, scale_b.T), theirs, c=theirs, recipe=(1, 1, 128))
 
     candidates = {
-        "ours": on_cuda(gemm.fp8_wgrad, *given, out=total, accumulate=True),
-        "ours-overwrite": on_cuda(gemm.fp8_wgrad, *given, out=out),
+        "ours": on("cuda", lambda: gemm.fp8_wgrad(a, scale_a, b, scale_b, out=total, accumulate=True)),
+        "ours-overwrite": on("cuda", lambda: gemm.fp8_wgrad(a, scale_a, b, scale_b, out=out)),
         "cublaslt": cublaslt,
         "deepgemm": deepgemm,
         "cublas-bf16": lambda: torch.mm(dy.T, x),
     }
     timed = compare(candidates)
-    error = relative_rms(out, corner64(given, slice(0, tokens)))
-    return _row("fp8_wgrad", m, n, tokens, 1, timed, error)
+    return _row(case, timed, error_of(out, corner64(given, slice(0, tokens))))
 
 
-def grouped_row(groups: int, m: int, n: int, tokens: int, ragged: bool) -> dict[str, Any]:
-    """[groups, m, n] over `tokens` of each group, or as many in all, unevenly."""
-    sizes = [tokens] * groups
-    if ragged:  # Zipf in whole tiles of 128, the same total
-        weights = [1 / (g + 1) for g in range(groups)]
-        sizes = [int(w / sum(weights) * tokens * groups) // 128 * 128 for w in weights]
-        sizes[0] += tokens * groups - sum(sizes)
+def _grouped(case: Case) -> Row:
+    """[groups, m, n] over the tokens of each group."""
+    groups, m, n, sizes = case.groups, case.m, case.n, case.sizes
     bounds = [0, *itertools.accumulate(sizes)]
     dy, x, given = operands(m, n, bounds[-1])
     a, scale_a, b, scale_b = given
@@ -142,88 +176,61 @@ def grouped_row(groups: int, m: int, n: int, tokens: int, ragged: bool) -> dict[
         )
 
     candidates = {
-        "ours": on_cuda(gemm.fp8_wgrad_grouped, *given, offsets, out=total, accumulate=True),
-        "ours-overwrite": on_cuda(gemm.fp8_wgrad_grouped, *given, offsets, out=out),
+        "ours": on(
+            "cuda",
+            lambda: gemm.fp8_wgrad_grouped(a, scale_a, b, scale_b, offsets, out=total, accumulate=True),
+        ),
+        "ours-overwrite": on(
+            "cuda", lambda: gemm.fp8_wgrad_grouped(a, scale_a, b, scale_b, offsets, out=out)
+        ),
         "deepgemm": deepgemm,
         "cublas-bf16": lambda: torch._grouped_mm(dy.T, x, offs=offsets[1:]),
     }
     timed = compare(candidates)
     error = max(
-        relative_rms(out[g], corner64(given, slice(*pair)))
+        error_of(out[g], corner64(given, slice(*pair)))
         for g, pair in enumerate(itertools.pairwise(bounds))
         if pair[0] < pair[1]
     )
-    row = _row("fp8_wgrad_grouped", m, n, bounds[-1], groups, timed, error)
-    row["shape"] += " zipf" if ragged else ""
-    return row
+    return _row(case, timed, error)
 
 
-def _row(
-    kernel: str, m: int, n: int, tokens: int, groups: int, timed: dict[str, Any], error: float
-) -> dict[str, Any]:
-    properties = torch.cuda.get_device_properties(0)
-    gbps = nominal_bandwidth(torch.cuda.get_device_name(0)) or 3352
-    for result in timed.values():
-        if "median_us" in result:
-            result["tflops"] = round(2e-6 * m * n * tokens / result["median_us"], 2)
-            result["sustained_tflops"] = round(2e-6 * m * n * tokens / result["sustained"]["mean_us"], 2)
+def _row(case: Case, timed: dict[str, Row], error: float) -> Row:
+    add_rates(timed, case.flop)
     for name in ("ours", "ours-overwrite"):
-        timed[name] |= {"rel_rms": error, "correct": error <= 3e-4}
-    shape = f"{m}x{n}x{tokens}" + (f" in {groups} groups" if groups > 1 else "")
-    floor = floor_us(m, n, tokens, groups, gbps, properties.multi_processor_count)
-    return {"kernel": kernel, "shape": shape, "candidates": timed, "floor_us": floor}
+        timed[name] |= {"rel_rms": error, "correct": error <= EXACT_FP8}
+    return {
+        "kernel": case.kernel, "shape": case.shape, "floor_us": floor_us(case, *this_card()), "candidates": timed,
+    }  # fmt: skip
 
 
-def bench_dense() -> dict[str, Any]:
-    """The step bench-fp8_wgrad of the proof."""
-    rows = [dense_row(*shape) for shape in WGRAD_SHAPES]
-    return {"rows": rows, "summary": "; ".join(line(row) for row in rows)}
+def measure(case: Case) -> Row:
+    """Ours beside the baselines."""
+    return _grouped(case) if case.groups else _dense(case)
 
 
-def bench_grouped() -> dict[str, Any]:
-    """The step bench-fp8_wgrad_grouped of the proof."""
-    rows = [grouped_row(*shape, ragged) for shape in WGRAD_GROUPED_SHAPES for ragged in (False, True)]
-    return {"rows": rows, "summary": "; ".join(line(row) for row in rows)}
+def _cases(dense: Sequence[tuple[int, int, int]], grouped: Sequence[tuple[int, int, int, int]]) -> list[Case]:
+    even_and_ragged = [
+        Case(m, n, tokens, groups, ragged) for groups, m, n, tokens in grouped for ragged in (False, True)
+    ]
+    return [*(Case(*shape) for shape in dense), *even_and_ragged]
 
 
-def line(row: dict[str, Any]) -> str:
-    """Medians of one shape, and the floor."""
-    floor = max(row["floor_us"].values())
-    parts = [f"{row['kernel']} {row['shape']}: floor {floor:.1f} us"]
-    for name, result in row["candidates"].items():
-        if "median_us" in result:
-            parts.append(f"{name} {result['median_us']:.1f} us {result.get('tflops', 0):.0f} TFLOP/s")
-        else:
-            parts.append(f"{name} absent ({result.get('absent', '')[:60]})")
-    return ", ".join(parts)
+def cases(quick: bool) -> list[Case]:
+    """The proof's shapes, or one of each kind."""
+    last = 1 if quick else None
+    return _cases(SHAPES[:last], GROUPED_SHAPES[:last])
 
 
-def main(arguments: list[str] | None = None) -> None:
+def bench(dense: Sequence[tuple[int, int, int]], grouped: Sequence[tuple[int, int, int, int]]) -> Data:
+    """A step of the proof."""
+    return step([measure(case) for case in _cases(dense, grouped)])
+
+
+def main(given: list[str] | None = None) -> int:
     """Command line of the module."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.wgrad", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--quick", action="store_true", help="one shape of each kind")
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--dense", action="store_true", help="only fp8_wgrad")
-    kind.add_argument("--grouped", action="store_true", help="only fp8_wgrad_grouped")
-    parser.add_argument("--json", type=Path, help="also write the results to this file")
-    options = parser.parse_args(arguments)
-    reason = absent_reason("cuda")
-    if reason:
-        print(f"no GPU to measure on: backend 'cuda' is absent here: {reason}")
-        return
-    rows = []
-    count = 1 if options.quick else None
-    if not options.grouped:
-        rows += [dense_row(*shape) for shape in WGRAD_SHAPES[:count]]
-    if not options.dense:
-        rows += [grouped_row(*shape, r) for shape in WGRAD_GROUPED_SHAPES[:count] for r in (False, True)]
-    for row in rows:
-        print(line(row))
-    if options.json is not None:
-        options.json.write_text(json.dumps({"device": torch.cuda.get_device_name(0), "rows": rows}, indent=1))
+    return command("bench.wgrad", __doc__, cases, measure, floor_us, given)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

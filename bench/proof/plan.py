@@ -3,31 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Step:
-    """One unit of proof; it runs in a process of its own.
-
-    estimate_s:  what it usually takes: a step starts only when that much of the budget is left
-    deadline_s:  when it is killed
-    priority:    lower runs first; within a priority, in the order of the list
-    needs:       steps that must have ended well before
-    family:      "ground" steps belong to every family
-    """
-
-    name: str
-    kind: str  # environment | build | probe | tests | benchmark
-    family: str
-    priority: int
-    estimate_s: float
-    deadline_s: float
-    what: str
-    needs: tuple[str, ...] = field(default=())
-
-
-GROUND = "ground"
+from .steps import GROUND, Step
 
 
 def select(steps: Iterable[Step], family: str | None) -> list[Step]:

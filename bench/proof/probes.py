@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from .builds import BuildError, build
-from .steps import PROBES
+from .families.ground import PROBES
 
 Array = np.ndarray[Any, np.dtype[Any]]
 GOLDEN_SCHEMA = 1

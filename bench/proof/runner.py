@@ -13,8 +13,9 @@ from typing import Any
 from . import ledger as ledgers
 from .device import Device, DeviceInfo
 from .journal import Journal
-from .plan import Budget, Step, order
+from .plan import Budget, order
 from .revision import ROOT, Revision
+from .steps import Step
 
 LOG_CHARACTERS = 4000  # of a step's output kept in the ledger
 PING_S = 60.0

@@ -1,31 +1,21 @@
-"""The grouped FP8 GEMMs on silicon: run by `python -m bench.prove`, never in CI. bench/proof/claims.py finds its evidence
+"""The grouped FP8 GEMMs on silicon: run by `python -m bench.prove`, never in CI. bench/proof/families finds its evidence
 by the names."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import pytest
 import torch
 
 import deepseek_ops
-from bench.proof.benchmarks import same_bits
+from bench.proof.rows import same_bits
 from deepseek_ops import gemm, quantize
-from deepseek_ops._registry import OPS, absent_reason
+from deepseek_ops._gemm_checks import FP8_GROUPED_TILES
+
+from .gpu import i32, need_kernel, on_gpu, repeats, replays
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def _needs_cuda_backend() -> Iterator[None]:
-    reason = absent_reason("cuda")
-    if reason:
-        pytest.skip(f"backend cuda: {reason}")
-    assert {"fp8_gemm_grouped", "fp8_gemm_grouped_", "fp8_gemm_masked", "fp8_gemm_masked_"} <= {
-        name for name, op in OPS.items() if "cuda" in op.kernels
-    }
-    yield
 
 
 def operands(groups: int, rows: int, n: int, k: int) -> tuple[torch.Tensor, ...]:
@@ -35,8 +25,13 @@ def operands(groups: int, rows: int, n: int, k: int) -> tuple[torch.Tensor, ...]
         return (*quantize.quantize_1x128(x), *quantize.quantize_128x128(w))
 
 
-def i32(values: list[int]) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.int32)
+def masked(counts: list[int], room: int, n: int, k: int) -> tuple[torch.Tensor, ...]:
+    """A batch with room for `room` rows in each group."""
+    groups = len(counts)
+    a, scale_a, b, scale_b = operands(groups, groups * room, n, k)
+    scales = torch.ones(groups, scale_a.shape[0], -(-room // 4) * 4)
+    scales[..., :room] = scale_a[:, : groups * room].reshape(-1, groups, room).transpose(0, 1)
+    return a.view(groups, room, k), scales, b, scale_b, i32(counts)
 
 
 GROUPS = {
@@ -54,14 +49,15 @@ GROUPS = {
 @pytest.mark.parametrize("name", GROUPS)
 def test_fp8_gemm_grouped_bits(name: str, n: int, k: int, out_dtype: torch.dtype) -> None:
     """Every tile gives the bits of the tensor-core model; rows of no group are zero, and left alone in `out`."""
+    need_kernel("fp8_gemm_grouped"), need_kernel("fp8_gemm_grouped_")
     sizes, before, after = GROUPS[name]
     bounds = list(itertools.accumulate(sizes, initial=before))
     given = (*operands(len(sizes), bounds[-1] + after, n, k), i32(bounds))
     with deepseek_ops.backend("modelled"):
         want = gemm.fp8_gemm_grouped(*given, out_dtype=out_dtype)
-    given = tuple(t.cuda() for t in given)
+    given = on_gpu(given)
     with deepseek_ops.backend("cuda"):
-        for tile in (None, *deepseek_ops._gemm_checks.FP8_GROUPED_TILES):
+        for tile in (None, *FP8_GROUPED_TILES):
             got = gemm.fp8_gemm_grouped(*given, out_dtype=out_dtype, tile=tile)
             assert same_bits(got.cpu(), want)
             out = torch.full_like(got, 777.0)
@@ -73,17 +69,15 @@ def test_fp8_gemm_grouped_bits(name: str, n: int, k: int, out_dtype: torch.dtype
 @pytest.mark.parametrize("out_dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("counts", [[0, 20, 7, 20], [0] * 6, [g % 5 for g in range(40)], [64, 130, 129]])
 def test_fp8_gemm_masked_bits(counts: list[int], out_dtype: torch.dtype) -> None:
-    groups, room, n, k = len(counts), max(counts) + 3, 264, 528
-    a, scale_a, b, scale_b = operands(groups, groups * room, n, k)
-    scales = torch.ones(groups, scale_a.shape[0], -(-room // 4) * 4)
-    scales[..., :room] = scale_a[:, : groups * room].reshape(-1, groups, room).transpose(0, 1)
-    given = (a.view(groups, room, k), scales, b, scale_b, i32(counts))
+    need_kernel("fp8_gemm_masked"), need_kernel("fp8_gemm_masked_")
+    room = max(counts) + 3
+    given = masked(counts, room, 264, 528)
     with deepseek_ops.backend("modelled"):
         want = gemm.fp8_gemm_masked(*given, out_dtype=out_dtype)
     there = torch.arange(room)[None, :] < i32(counts)[:, None]
-    given = tuple(t.cuda() for t in given)
+    given = on_gpu(given)
     with deepseek_ops.backend("cuda"):
-        for tile in (None, *deepseek_ops._gemm_checks.FP8_GROUPED_TILES):
+        for tile in (None, *FP8_GROUPED_TILES):
             assert same_bits(gemm.fp8_gemm_masked(*given, out_dtype=out_dtype, tile=tile).cpu(), want)
             out = torch.full_like(want, 777.0).cuda()
             gemm.fp8_gemm_masked(*given, out=out, tile=tile)
@@ -100,7 +94,7 @@ def test_fp8_gemm_grouped_nonsense() -> None:
         with deepseek_ops.backend("modelled"):
             want = gemm.fp8_gemm_grouped(*given, i32(meant))
         frame = torch.full((704, 280), 777.0, device="cuda", dtype=torch.bfloat16)
-        device = tuple(t.cuda() for t in given)
+        device = on_gpu(given)
         with deepseek_ops.backend("cuda"):
             assert same_bits(gemm.fp8_gemm_grouped(*device, i32(bad).cuda()).cpu(), want)
             gemm.fp8_gemm_grouped(*device, i32(bad).cuda(), out=frame[2:702, 8:272])
@@ -111,32 +105,31 @@ def test_fp8_gemm_grouped_nonsense() -> None:
 
 
 def test_fp8_gemm_grouped_repeat() -> None:
-    """Twenty runs, one answer."""
-    given = [
-        t.cuda() for t in (*operands(8, 1000, 1152, 2048), i32([0, 300, 300, 301, 500, 700, 703, 900, 1000]))
-    ]
-    with deepseek_ops.backend("cuda"):
-        first = gemm.fp8_gemm_grouped(*given, out_dtype=torch.float32)
-        assert all(
-            same_bits(gemm.fp8_gemm_grouped(*given, out_dtype=torch.float32), first) for _ in range(20)
-        )
+    bounds = [0, 300, 300, 301, 500, 700, 703, 900, 1000]
+    repeats(gemm.fp8_gemm_grouped, *operands(8, 1000, 1152, 2048), i32(bounds), out_dtype=torch.float32)
+
+
+def test_fp8_gemm_masked_repeat() -> None:
+    repeats(gemm.fp8_gemm_masked, *masked([0, 20, 7, 64, 130, 1], 130, 1152, 1024), out_dtype=torch.float32)
 
 
 def test_fp8_gemm_grouped_graph() -> None:
-    """Captured once; replayed with other offsets in the same tensor, chained so that programmatic launches overlap."""
-    given = [t.cuda() for t in operands(4, 512, 512, 1024)]
-    offsets = i32([0, 128, 256, 384, 512]).cuda()
-    out = torch.empty(512, 512, device="cuda", dtype=torch.bfloat16)
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    with deepseek_ops.backend("cuda"):
-        gemm.fp8_gemm_grouped(*given, offsets, out=out)
-        torch.cuda.synchronize()
-        with torch.cuda.graph(graph, stream=stream):
-            for _ in range(3):
-                gemm.fp8_gemm_grouped(*given, offsets, out=out)
-        for bounds in ([0, 128, 256, 384, 512], [0, 0, 5, 500, 512], [0, 512, 512, 512, 512]):
-            offsets.copy_(i32(bounds))
-            out.zero_()
-            graph.replay()
-            torch.cuda.synchronize()
-            assert same_bits(out, gemm.fp8_gemm_grouped(*given, offsets))
+    """Replayed with other offsets in the same tensor, chained so that programmatic launches overlap."""
+    given = operands(4, 512, 512, 1024)
+
+    def chain(*arguments: torch.Tensor) -> torch.Tensor:
+        out = torch.zeros(512, 512, device=arguments[0].device, dtype=torch.bfloat16)
+        for _ in range(3):
+            gemm.fp8_gemm_grouped(*arguments, out=out)
+        return out
+
+    many = ([0, 128, 256, 384, 512], [0, 0, 5, 500, 512], [0, 512, 512, 512, 512])
+    replays(chain, *((*given, i32(bounds)) for bounds in many))
+
+
+def test_fp8_gemm_masked_graph() -> None:
+    """Replayed with other counts in the same tensor."""
+    *given, _ = masked([0] * 6, 40, 512, 1024)
+    replays(
+        gemm.fp8_gemm_masked, *((*given, i32(counts)) for counts in ([40] * 6, [0, 3, 40, 0, 1, 9], [0] * 6))
+    )

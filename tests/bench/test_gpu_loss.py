@@ -1,30 +1,19 @@
 """Fused linear cross entropy on silicon: run by `python -m bench.prove`, never in CI.
 
-Names matter: bench/proof/claims.py finds its evidence by them.
+Names matter: bench/proof/families finds its evidence by them.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import pytest
 import torch
 
 import deepseek_ops
-from bench.proof.benchmarks import same_bits
 from deepseek_ops import loss
-from deepseek_ops._registry import OPS, absent_reason
+
+from .gpu import need_kernel, repeats, replays
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def _needs_cuda_backend() -> Iterator[None]:
-    reason = absent_reason("cuda")
-    if reason:
-        pytest.skip(f"backend cuda: {reason}")
-    assert "cuda" in OPS["linear_cross_entropy"].kernels, "linear_cross_entropy has no cuda kernel"
-    yield
 
 
 def case(tokens: int, width: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -39,6 +28,7 @@ def case(tokens: int, width: int, classes: int, seed: int = 0) -> tuple[torch.Te
 @pytest.mark.parametrize("chunk", [8, 256])
 @pytest.mark.parametrize(("tokens", "width", "classes"), [(1, 72, 300), (65, 128, 1000), (200, 256, 4099)])
 def test_linear_cross_entropy_values(tokens: int, width: int, classes: int, chunk: int) -> None:
+    need_kernel("linear_cross_entropy")
     given = case(tokens, width, classes)
     dloss = torch.linspace(-1, 2, tokens)
     with deepseek_ops.backend("modelled"):
@@ -63,26 +53,8 @@ def test_linear_cross_entropy_values(tokens: int, width: int, classes: int, chun
 
 
 def test_linear_cross_entropy_repeat() -> None:
-    given = [x.cuda() for x in case(515, 512, 9000)]
-    with deepseek_ops.backend("cuda"):
-        first = loss._sum.plain(*given, 64, True, True)
-        for _ in range(20):
-            again = loss._sum.plain(*given, 64, True, True)
-            assert all(same_bits(x.reshape(-1), y.reshape(-1)) for x, y in zip(again, first, strict=True))
+    repeats(loss._sum.plain, *case(515, 512, 9000), 64, True, True)
 
 
 def test_linear_cross_entropy_graph() -> None:
-    given, other = ([x.cuda() for x in case(130, 256, 3000, seed)] for seed in (0, 1))
-    static = [x.clone() for x in given]
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    with deepseek_ops.backend("cuda"):
-        loss._sum.plain(*static, 16, True, True)
-        torch.cuda.synchronize()
-        with torch.cuda.graph(graph, stream=stream):
-            captured = loss._sum.plain(*static, 16, True, True)
-        for now in (given, other):
-            for to, value in zip(static, now, strict=True):
-                to.copy_(value)
-            graph.replay()
-            want = loss._sum.plain(*now, 16, True, True)
-            assert all(same_bits(x.reshape(-1), y.reshape(-1)) for x, y in zip(captured, want, strict=True))
+    replays(loss._sum.plain, *((*case(130, 256, 3000, seed), 16, True, True) for seed in (0, 1)))

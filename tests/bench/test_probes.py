@@ -11,9 +11,9 @@ import pytest
 from bench.proof import builds, probes
 from bench.proof import probe_convert as convert
 from bench.proof import probe_wgmma as wgmma
+from bench.proof.families.ground import PROBES
 from bench.proof.probes import Case
 from bench.proof.revision import ROOT
-from bench.proof.steps import PROBES
 
 GOLDEN = ROOT / "tests" / "golden"
 NAMES = sorted(PROBES)

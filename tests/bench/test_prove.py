@@ -12,21 +12,25 @@ import pytest
 from bench import prove
 from bench.proof import ledger as ledgers
 from bench.proof import page
-from bench.proof.claims import CLAIMS, nominal_bandwidth, probe_agrees
+from bench.proof.claims import nominal_bandwidth, probe_agrees
 from bench.proof.device import Device
+from bench.proof.families import all_claims, all_steps
+from bench.proof.families.ground import PROBES
+from bench.proof.gpu_tests import read_junit
 from bench.proof.journal import Journal
 from bench.proof.measure import ClockLog, percentile, summarise
-from bench.proof.plan import Budget, Step, order, select, simulate
+from bench.proof.plan import Budget, order, select, simulate
 from bench.proof.revision import ROOT, current, tree_digest
-from bench.proof.steps import PROBES, all_steps
-from bench.proof.worker import read_junit
+from bench.proof.steps import Step
 
 from .fake_device import INFO, FakeDevice, Script
 
 
 def step(name: str, priority: int = 1, estimate: float = 10, deadline: float = 60, needs: tuple[str, ...] = (),
          kind: str = "probe", family: str = "ground") -> Step:  # fmt: skip
-    return Step(name, kind, family, priority, estimate, deadline, f"what {name} settles", needs)
+    return Step(
+        name, kind, priority, estimate, deadline, f"what {name} settles", lambda golden: {}, needs, family
+    )
 
 
 STEPS = [
@@ -84,6 +88,7 @@ def families() -> str:
 def test_select_family_takes_what_it_needs() -> None:
     names = {s.name for s in select(all_steps(), "quantize")}
     assert names == {"environment", "build", "build-probes", "tests", "bench-quantize"}
+    assert all(f"bench-{f}" in {s.name for s in select(all_steps(), f)} for f in ("norm", "moe", "bf16_gemm"))
     assert {s.family for s in select(all_steps(), "ground")} == {"ground"}
     with pytest.raises(ValueError, match=rf"--family: must be one of {families()}; got 'gem'"):
         select(all_steps(), "gem")
@@ -377,21 +382,12 @@ def test_committed_ledgers_are_valid() -> None:
 # ---- claims and the page -------------------------------------------------------------------------------------------
 
 
-def test_claims_are_well_formed() -> None:
-    names = [claim.name for claim in CLAIMS]
-    assert len(set(names)) == len(names)
-    steps = {s.name for s in all_steps()}
-    assert all(claim.step in steps for claim in CLAIMS)
-    for claim in CLAIMS:
-        assert claim.judge({})[0] is None  # no data, no verdict
-
-
 def row(ours: dict, theirs: dict, kernel: str = "fp8_gemm", **more: object) -> dict:
     return {"kernel": kernel, "shape": "s", "candidates": {"ours": ours, "cublaslt": theirs}, **more}
 
 
 def judge(name: str, data: dict) -> tuple[bool | None, str]:
-    return next(claim for claim in CLAIMS if claim.name == name).judge(data)
+    return next(claim for claim in all_claims() if claim.name == name).judge(data)
 
 
 def test_judges() -> None:
@@ -446,7 +442,7 @@ def probe_ledger(equal: bool, began: str, commit: str, device: str = INFO.name, 
 
 
 def operands_state(*entries: dict) -> tuple[str, list[page.Answer]]:
-    claim = next(claim for claim in CLAIMS if claim.name == "emulator.operands")
+    claim = next(claim for claim in all_claims() if claim.name == "emulator.operands")
     results = page.answers(claim, [(f"{i}.json", entry) for i, entry in enumerate(entries)])
     return page.state(results), results
 
@@ -476,7 +472,7 @@ def test_data_of_another_shape_is_no_crash() -> None:
 
 def test_page_of_nothing_and_of_something() -> None:
     text = page.render([], [])
-    assert "No run on hardware has been recorded yet" in text and f"{len(CLAIMS)} unproven" in text
+    assert "No run on hardware has been recorded yet" in text and f"{len(all_claims())} unproven" in text
     bench = with_step(
         name="bench-fp8_gemm-large", kind="benchmark",
         data={"rows": [row({"median_us": 10.0, "p10_us": 9.0, "p90_us": 12.0, "tflops": 1401.0, "correct": True,
@@ -565,37 +561,6 @@ def test_real_device_reads_nvidia_smi(tmp_path: Path, monkeypatch: pytest.Monkey
     assert Device().clocks() == {
         "sm_mhz": 345, "memory_mhz": 3201, "power_w": 110.5, "power_limit_w": 700, "temperature_c": 33,
     }  # fmt: skip
-
-
-def test_vendor_operands_have_the_layout_of_cublaslt() -> None:
-    import torch
-
-    from bench.proof.benchmarks import VendorOperands, vendor_inputs
-
-    a = torch.randn(5, 640).to(torch.float8_e4m3fn)
-    b = torch.randn(200, 640).to(torch.float8_e4m3fn)
-    scale_a, scale_b = torch.rand(5, 8), torch.rand(2, 5)
-    vendor = VendorOperands.of(a, scale_a, b, scale_b)
-    assert (
-        vendor.a.shape == (8, 640)
-        and vendor.a[:5].float().equal(a.float())
-        and not vendor.a[5:].float().any()
-    )
-    assert vendor.scale_a.shape == (8, 5) and vendor.scale_a.stride() == (1, 8)
-    assert vendor.scale_b.shape == (8, 2) and vendor.scale_b.stride() == (1, 8)
-    assert vendor.scale_b[:5].equal(scale_b.T) and bool((vendor.scale_b[5:] == 1).all())
-    assert [(a.shape, b.shape) for _, (a, b) in vendor_inputs()] == [((128, 128), (128, 128))] * 4
-
-
-def test_worker_runs_the_gpu_tests_and_reads_their_outcomes(tmp_path: Path) -> None:
-    """Without a GPU they skip; the way from step to result file is the same."""
-    file = tmp_path / "result.json"
-    argv = [sys.executable, "-m", "bench.proof.worker", "tests", "--result", str(file)]
-    result = Device().run_process(argv, 120, cwd=ROOT)
-    assert result.returncode == 0, result.output
-    data = json.loads(file.read_text())
-    assert any("test_fp8_gemm_bits[" in name for name in data["outcomes"])
-    assert data["verdict"] == "equal"
 
 
 def test_worker_does_not_know_every_step() -> None:

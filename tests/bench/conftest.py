@@ -1,0 +1,28 @@
+"""Tests marked `gpu` run on backend cuda or say why not; PROOF_REHEARSAL rehearses them without a GPU (rehearsal.py)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from deepseek_ops import _registry
+
+from .rehearsal import rehearsal
+
+
+@pytest.fixture(autouse=True)
+def _needs_cuda_backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.node.get_closest_marker("gpu") is None:
+        yield
+        return
+    backend = os.environ.get("PROOF_REHEARSAL")
+    if backend:
+        with rehearsal(backend):
+            yield
+        return
+    reason = _registry.absent_reason("cuda")
+    if reason:
+        pytest.skip(f"backend cuda: {reason}")
+    yield
