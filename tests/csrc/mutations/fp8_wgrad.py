@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-
-from tests.csrc.emulator.planted import ROOT
 from tests.csrc.gemm import test_fp8_wgrad as wgrad
 from tests.csrc.gemm.test_fp8_gemm import BF16, FP32
-from tests.csrc.mutation import Kernel, Site, library, sites
+from tests.csrc.mutation import Kernel, Site, sites
 
 
 def kernels() -> list[Kernel]:
     """Groups of tokens, several tiles of one block and of a cluster; accumulation, so that D is read as well."""
-    driver = library(
-        "wgrad",
-        [ROOT / "tests/csrc/gemm/fp8_wgrad_driver.cpp"],
-        [ROOT / "csrc/gemm/fp8_wgrad.cu"],
-    )
-    driver.fp8_wgrad_on_emulator.restype = ctypes.c_char_p
+    driver = wgrad.library()
 
     def kernel(name: str, shape: tuple[int, int, list[int]], dtype, accumulate, tile, multicast) -> Kernel:
         def run(seed: int, asynchrony: int, schedule: int, drop: Site) -> str:
