@@ -42,12 +42,13 @@ CSRC = ROOT / "csrc"
 OBJECTS = ROOT / "build" / "test_objects"
 PACKAGE = kernels.FOLDER
 
-# CMakeLists.txt says why. Warnings are errors, but not in what the package's build compiles.
+# CMakeLists.txt says why.
 PLAIN = (
     *("-std=c++20", "-O2", "-fPIC", "-fno-gnu-unique", "-ffp-contract=off", "-DHOPPER_EMULATED"),
-    *("-Wall", "-Wextra", "-Werror", "-Wno-psabi"),
+    *("-Wall", "-Wextra", "-Wno-psabi"),
 )
 WATCHED = (*PLAIN, "-g", "-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0")
+STRICT = ("-Werror",)  # for sources that promise to be without warnings
 DEVICE = ("-std=c++20", "-O3", "-gencode=arch=compute_90a,code=sm_90a", "-Werror", "all-warnings")
 
 EMULATOR = sorted((CSRC / "emulator").glob("*.cpp"))
@@ -191,14 +192,10 @@ def _compile(unit: _Unit, blocking: bool) -> Path | None:
                 old.unlink()
         partial, dependencies = _with_suffix(unit.slot, ".partial.o"), _with_suffix(unit.slot, ".partial.d")
         ccache = [path] if (path := shutil.which("ccache")) else []
-        command = [*ccache, unit.compiler, *unit.flags, "-MMD", "-MF", str(dependencies), "-x", unit.language]
+        command = [*ccache, unit.compiler, *unit.flags, "-MMD", "-MF", str(dependencies)]
+        command += ["-x", unit.language, "-c", str(unit.source), "-o", str(partial)]
         started = time.time()
-        done = subprocess.run(
-            [*command, "-c", str(unit.source), "-o", str(partial)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         said = done.stdout + done.stderr
         if done.returncode != 0:
             raise BuildError(f"{' '.join(command)}\n{said}")

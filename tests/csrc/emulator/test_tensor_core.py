@@ -40,7 +40,7 @@ def build(source: Path, *extra: str) -> ctypes.CDLL:
 
 @pytest.fixture(scope="module")
 def library() -> ctypes.CDLL:
-    return build(EMULATOR / "tensor_core.cpp")
+    return build(EMULATOR / "tensor_core.cpp", *building.STRICT)
 
 
 @pytest.fixture(autouse=True)

@@ -57,7 +57,7 @@ def typed(library: ctypes.CDLL) -> ctypes.CDLL:
 @pytest.fixture(scope="module")
 def emulated() -> ctypes.CDLL:
     parts = [EMULATOR / f"{name}.cpp" for name in ("tensor_map", "reduction")]
-    return typed(building.library("tensor_map", [SOURCE, *parts], runtime=False))
+    return typed(building.library("tensor_map", [SOURCE, *parts], extra=building.STRICT, runtime=False))
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def build(source: Path, *extra: str) -> ctypes.CDLL:
 
 @pytest.fixture(scope="module")
 def library() -> ctypes.CDLL:
-    return build(EMULATOR / "wgmma_operands.cpp")
+    return build(EMULATOR / "wgmma_operands.cpp", *building.STRICT)
 
 
 # ---- the model ---------------------------------------------------------------------------------------------------

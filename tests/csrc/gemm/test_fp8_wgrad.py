@@ -311,7 +311,11 @@ def test_offsets_of_elements_beyond_32_bits():
 
 def test_schedule_visits_every_tile_once_and_reads_only_slices_that_exist():
     source = Path(__file__).with_name("wgrad_tile_test.cpp")
-    undefined = ["-fsanitize=undefined", "-fno-sanitize-recover"]  # sums of offsets must not overflow
+    undefined = [
+        *building.STRICT,
+        "-fsanitize=undefined",
+        "-fno-sanitize-recover",
+    ]  # sums of offsets must not overflow
     building.output_of(building.program("wgrad_tiles", [source], undefined))
 
 

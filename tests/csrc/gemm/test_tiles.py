@@ -57,7 +57,7 @@ PINNED_GROUPS: dict[tuple[int, int], dict[int, str]] = {
 @pytest.fixture(scope="module")
 def program() -> Path:
     sources = [Path(__file__).with_name("tile_test.cpp"), ROOT / "csrc/common/tile_chooser.cpp"]
-    return building.program("tiles", sources)
+    return building.program("tiles", sources, building.STRICT)
 
 
 def test_every_tile_once_and_clusters_within_groups(program):

@@ -68,7 +68,7 @@ def test_a_constant_id_reserves_that_barrier_only(build: tuple[Path, str]) -> No
 
 
 def test_host_bodies_compile_without_cuda() -> None:
-    building.objects([SOURCE], ["-O0"])  # nobody runs them
+    building.objects([SOURCE], [*building.STRICT, "-O0"])  # nobody runs them
 
 
 @pytest.mark.parametrize("n", range(8, 257, 8))
