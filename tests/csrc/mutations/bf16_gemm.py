@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
-
-from tests.csrc.emulator.planted import ROOT
 from tests.csrc.gemm.bf16_problem import K_BY_OFFSETS
 from tests.csrc.gemm.bf16_problem import Problem as Bf16Problem
-from tests.csrc.mutation import Kernel, Site, library, sites
+from tests.csrc.gemm.test_bf16_gemm import library
+from tests.csrc.mutation import Kernel, Site, sites
 
 
 def kernels() -> list[Kernel]:
     """Both majors of both operands, a cluster, and groups of K whose last slice is cleared."""
-    driver = library(
-        "bf16_gemm",
-        [ROOT / "csrc/common/tile_chooser.cpp", ROOT / "tests/csrc/gemm/bf16_gemm_driver.cpp"],
-        [ROOT / "csrc/gemm/bf16_gemm.cu"],
-    )
-    driver.bf16_gemm_on_emulator.restype = ctypes.c_char_p
+    driver = library(checked=True)
 
     def kernel(name: str, tile, multicast: str, **case) -> Kernel:
         def run(seed: int, asynchrony: int, schedule: int, drop: Site) -> str:

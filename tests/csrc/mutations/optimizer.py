@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from deepseek_ops.optimizer import adamw_, clip_grad_norm
-from tests.csrc.emulator.planted import ROOT
+from tests.csrc.building import ROOT
 from tests.csrc.mutation import Kernel, Site, on_checked
 
 
