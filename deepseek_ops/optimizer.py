@@ -155,7 +155,9 @@ def adamw_(
 
 def _copies(params: Sequence[Tensor], fp8_out: Sequence[Fp8Copies | None]) -> list[tuple[Tensor, ...]]:
     """q, scale, q_t, scale_t of each parameter as the op takes them: an empty vector for what is not wanted."""
-    require(len(fp8_out) == len(params), "fp8_out", f"must have {len(params)} entries, as params", len(fp8_out))
+    require(
+        len(fp8_out) == len(params), "fp8_out", f"must have {len(params)} entries, as params", len(fp8_out)
+    )
     lists: list[tuple[Tensor, ...]] = []
     for i, (param, copies) in enumerate(zip(params, fp8_out, strict=True)):
         name, device = f"fp8_out[{i}]", param.device
@@ -164,8 +166,15 @@ def _copies(params: Sequence[Tensor], fp8_out: Sequence[Fp8Copies | None]) -> li
             lists.append(tuple(torch.empty(0, dtype=dtype, device=device) for dtype in dtypes))
             continue
         require(len(copies) == 4, name, "must be q, scale, q_t, scale_t", f"{len(copies)} entries")
-        require(param.ndim in (2, 3), f"params[{i}]", "must have 2 or 3 dimensions to be quantised", param.ndim)
-        require((copies[2] is None) == (copies[3] is None), name, "must have both q_t and scale_t or neither", "one of them")
+        require(
+            param.ndim in (2, 3), f"params[{i}]", "must have 2 or 3 dimensions to be quantised", param.ndim
+        )
+        require(
+            (copies[2] is None) == (copies[3] is None),
+            name,
+            "must have both q_t and scale_t or neither",
+            "one of them",
+        )
         *lead, rows, columns = param.shape
         row_tiles, column_tiles = -(-rows // 128), -(-columns // 128)
         shapes = ((rows, columns), (row_tiles, column_tiles), (columns, rows), (column_tiles, row_tiles))
