@@ -8,6 +8,8 @@ Lists are parameters of DeepSeek-V3 as one GPU may hold them. For each, in one p
 - copy      `copy_` of a tensor that moves as many bytes: the ceiling that memory allows on this machine
 - fused     torch.optim.AdamW(fused=True) on fp32 parameters and moments, which moves 28 bytes an element and writes no
             bf16 parameters
+- with FP8 copies of the weights and their transposes: one step, beside the separate passes adamw_, quantize_128x128 and
+            transpose_128x128, and a copy; no bf16 parameters, since FP8 modules keep none
 - clip_grad_norm beside torch.nn.utils.get_total_norm and a copy
 
 Results are compared with the reference before anything is timed. Without a Hopper GPU it says so and ends.
@@ -29,6 +31,7 @@ import deepseek_ops
 from bench.proof.measure import compare
 from deepseek_ops._registry import absent_reason
 from deepseek_ops.optimizer import adamw_, clip_grad_norm
+from deepseek_ops.quantize import quantize_128x128, transpose_128x128
 
 # One MoE layer's tensors (report 4.2): MLA projections, norms, router, shared expert, and 4 routed experts of the GPU.
 _ATTENTION = [
@@ -49,6 +52,7 @@ LISTS: dict[str, list[tuple[int, ...]]] = {
     "shard": [(400_000_003,)],  # a ZeRO-1 shard, flat, of odd length
 }
 STEP_BYTES = 22  # an element: p 4 + 4, g 4, m 2 + 2, v 2 + 2, out 2 (research/gemm-quant.md section 7.2)
+FP8_STEP_BYTES = 22  # an element: the same without out, q 1, q_t 1; separate passes move 20 + 5 + 2
 
 
 def elements(name: str) -> int:
@@ -123,6 +127,73 @@ def step_row(name: str) -> dict[str, Any]:
     return {"kernel": "adamw_", "shape": name, "input_bytes": size, "candidates": with_rates(timed, size)}
 
 
+def make_copies(params: list[Tensor]) -> list[Any]:
+    """q, scale, q_t, scale_t of each weight in memory that a step may write; None for vectors."""
+    made = [quantize_128x128(p) if p.ndim == 2 else None for p in params]
+    return [pair and (*pair, *transpose_128x128(*pair)) for pair in made]
+
+
+def fp8_step(state: list[list[Tensor]], copies: list[Any], scale: float | Tensor) -> None:
+    """The step with copies that is timed."""
+    adamw_(*state[:4], lr=2.2e-4, step=1000, grad_scale=scale, fp8_out=copies)
+
+
+def separate_passes(state: list[list[Tensor]], scale: float | Tensor) -> None:
+    """What it replaces."""
+    adamw_(*state[:4], lr=2.2e-4, step=1000, grad_scale=scale)
+    make_copies(state[0])
+
+
+def correct_copies() -> bool:
+    """Every bit of a step with copies on ragged weights."""
+    mine = make_state([(3, 5), (2049,), (300, 272), (576, 144)])
+    theirs = [[t.cpu() for t in ts] for ts in mine]
+    copies = on_cuda(lambda: make_copies(mine[0]))()
+    on_cuda(lambda: fp8_step(mine, copies, 0.5))()
+    with deepseek_ops.backend("reference"):
+        separate_passes(theirs, 0.5)
+        want = make_copies(theirs[0])
+    same = [
+        torch.equal(a.cpu(), b) for x, y in zip(mine, theirs, strict=True) for a, b in zip(x, y, strict=True)
+    ]
+    for x, y in zip(copies, want, strict=True):
+        same += [
+            torch.equal(a.cpu().view(torch.uint8), b.view(torch.uint8))
+            for a, b in zip(x or (), y or (), strict=True)
+        ]
+    return all(same)
+
+
+def copies_row(name: str) -> dict[str, Any]:
+    """adamw_ with FP8 copies on one list."""
+    correct = correct_copies()
+    shapes, scale = LISTS[name], torch.tensor(0.5, device="cuda")
+    state = make_state(shapes)
+    copies = on_cuda(lambda: make_copies(state[0]))()
+    weights = sum(math.prod(shape) for shape in shapes if len(shape) == 2)
+    size = FP8_STEP_BYTES * weights + 20 * (elements(name) - weights)
+    timed = compare(
+        {
+            "ours": on_cuda(lambda: fp8_step(state, copies, scale)),
+            "copy": copy_of(size),
+            "separate": on_cuda(lambda: separate_passes(state, scale)),
+        }
+    )
+    timed["ours"]["correct"] = correct
+    return {
+        "kernel": "adamw_quantize_",
+        "shape": name,
+        "input_bytes": size,
+        "candidates": with_rates(timed, size),
+    }
+
+
+def rows_of(name: str) -> list[Callable[[str], dict[str, Any]]]:
+    """What is measured on a list."""
+    weights = any(len(shape) == 2 for shape in LISTS[name])
+    return [step_row, copies_row, clip_row] if weights else [step_row, clip_row]
+
+
 def clip_row(name: str) -> dict[str, Any]:
     """clip_grad_norm on one list."""
     grads = [torch.randn(shape, device="cuda") for shape in LISTS[name]]
@@ -176,7 +247,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{torch.cuda.get_device_name(0)}, torch {torch.__version__}; medians, cold L2")
     rows = []
     for name in options.list or LISTS:
-        for row in (step_row, clip_row):
+        for row in rows_of(name):
             rows.append(row(name))
             print(line(rows[-1]), flush=True)
             torch.cuda.empty_cache()

@@ -303,9 +303,9 @@ def coded_row(kernel: str, x: torch.Tensor) -> dict[str, Any]:
 
 def bench_optimizer() -> dict[str, Any]:
     """adamw_ and clip_grad_norm on one layer's parameters, beside a copy and torch's fused AdamW."""
-    from bench.optimizer import LISTS, clip_row, step_row
+    from bench.optimizer import LISTS, rows_of
 
-    rows = [row(name) for name in LISTS for row in (step_row, clip_row)]
+    rows = [row(name) for name in LISTS for row in rows_of(name)]
     name = torch.cuda.get_device_name()
     return {"rows": rows, "nominal_gbps": nominal_bandwidth(name), "summary": _summary(rows, "copy")}
 

@@ -220,6 +220,10 @@ def _all() -> list[Claim]:
             "adamw_.speed", "adamw_", "At least 90 % of HBM bandwidth on a layer's parameters", "bench-optimizer",
             bandwidth_at_least("adamw_", 0.90),
         ),
+        Claim("adamw_quantize_.bits", "adamw_quantize_", "Equals adamw_, quantize_128x128 and transpose_128x128 bit for bit",
+              "tests", tests_pass("test_adamw_with_copies_bits")),
+        Claim("adamw_quantize_.speed", "adamw_quantize_", "At least 85 % of HBM bandwidth on a layer's parameters",
+              "bench-optimizer", bandwidth_at_least("adamw_quantize_", 0.85)),
         Claim(
             "clip_grad_norm.bits", "clip_grad_norm", "Equals the reference's fp64 norm, rounded once", "tests",
             tests_pass("test_clip_bits"),

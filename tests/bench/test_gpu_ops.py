@@ -128,6 +128,33 @@ def test_adamw_bits(moments: torch.dtype, grads: torch.dtype, stochastic: bool) 
         assert all(same_bits(a.cpu(), b) for a, b in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.parametrize("pow2", [False, True])
+@pytest.mark.parametrize("moments", [torch.float32, torch.bfloat16])
+def test_adamw_with_copies_bits(moments: torch.dtype, pow2: bool) -> None:
+    """FP8 copies of weights, whole and ragged, in a list with other tensors: the bytes of separate passes on the CPU."""
+    need_kernel("adamw_quantize_")
+    generator = torch.Generator().manual_seed(5)
+    shapes = [(512, 768), (7,), (576, 144), (3, 130, 272), (129, 20), (4099,), (1, 1)]
+    made = [[torch.rand(shape, generator=generator) - 0.2 for shape in shapes] for _ in range(4)]
+    state = [
+        *made[:2],
+        *([t.abs().to(moments) for t in ts] for ts in made[2:]),
+        [p.bfloat16() for p in made[0]],
+    ]
+    device = [[t.cuda() for t in ts] for ts in state]
+    with deepseek_ops.backend("reference"):
+        one_step(state, stochastic_rounding=True)
+        pairs = [quantize.quantize_128x128(p, pow2=pow2) if p.ndim > 1 else None for p in state[0]]
+        want = [pair and (*pair, *quantize.transpose_128x128(*pair)) for pair in pairs]
+    copies = [four and tuple(torch.empty_like(t, device="cuda") for t in four) for four in want]
+    with deepseek_ops.backend("cuda"):
+        one_step(device, stochastic_rounding=True, fp8_out=copies, fp8_pow2=pow2)
+    for ours, theirs in zip(device, state, strict=True):
+        assert all(same_bits(a.cpu(), b) for a, b in zip(ours, theirs, strict=True))
+    for ours, theirs in zip(copies, want, strict=True):
+        assert all(same_bits(a.cpu(), b) for a, b in zip(ours or (), theirs or (), strict=True))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_clip_bits(dtype: torch.dtype) -> None:
     """Norm and factor, on lists that take several launches; NaN and infinities reach them."""
