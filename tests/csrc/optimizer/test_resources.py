@@ -9,6 +9,7 @@ from tests.csrc import building
 # Kernel: instantiations, threads of a block, blocks that must fit on an SM by registers.
 KERNELS = {
     "adamw": {"adamw_kernel": (8, 256, 4)},
+    "adamw_quantize": {"adamw_quantize_kernel": (8, 256, 3)},
     "grad_norm": {"grad_norm_kernel": (1, 256, 6), "clip_scale_kernel": (1, 256, 1)},
 }
 
