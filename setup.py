@@ -54,8 +54,11 @@ class CMakeBuild(build_ext):
 
         first = Path(self.get_ext_fullpath(self.extensions[0].name)).resolve()
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
-        toolchain.configure(ROOT, build, names, pybind11.get_cmake_dir(), DEEPSEEK_OPS_OUTPUT=first.parent)
-        toolchain.build(build)
+        with toolchain.locked(build):
+            toolchain.configure(
+                ROOT, build, names, pybind11.get_cmake_dir(), DEEPSEEK_OPS_OUTPUT=first.parent
+            )
+            toolchain.build(build)
 
     def get_outputs(self) -> list[str]:
         """Only files that exist: a target that cannot be built here is absent, not an error."""

@@ -25,6 +25,9 @@ from deepseek_ops import _toolchain
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNEL_LIST = ROOT / "csrc" / "kernels.json"
+FOLDER = (
+    ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+)  # the installation's: nothing is compiled twice
 # Instruction families worth a column: what moves, multiplies, synchronises, and what should not be there.
 SHOWN = (
     *("QGMMA", "HGMMA", "UTMALDG", "UTMASTG", "UTMAREDG", "UBLKCP", "LDGSTS", "LDSM", "STSM", "SYNCS"),
@@ -48,6 +51,10 @@ class Kernel:
         default_factory=Counter
     )  # family -> count; empty without a disassembler
 
+    def blocks_by_registers(self, threads: int) -> int:
+        """How many blocks of so many threads an SM's 65536 registers hold, given out eight a thread."""
+        return 65536 // (-(-self.registers // 8) * 8 * threads)
+
 
 @dataclass
 class Report:
@@ -66,25 +73,38 @@ class Unavailable(RuntimeError):
 # ---- building ------------------------------------------------------------------------------------------------------
 
 
-def build(test_kernels: Path | None = None) -> Path:
-    """Compile the kernels with nvcc where they are out of date; returns the folder of objects and logs.
+def build(test_kernels: Path | None = None, file: str | None = None) -> Path:
+    """Compile the kernels with nvcc where they are out of date, or one file; returns the folder of objects and logs."""
+    output = f"kernels/{file}.o"
+    with _toolchain.locked(FOLDER), contextlib.redirect_stdout(sys.stderr):
+        if file and _toolchain.refresh(FOLDER, [output]):
+            return FOLDER / "kernels"
+        problem = _toolchain.problem("cuda")
+        if problem:
+            raise Unavailable(problem)
+        try:
+            import pybind11
+        except ImportError:
+            raise Unavailable("no pybind11, which the package's build needs") from None
 
-    Works in the folder that the installation builds in, so that nothing is compiled twice.
-    """
-    problem = _toolchain.problem("cuda")
-    if problem:
-        raise Unavailable(problem)
-    import pybind11
-
-    folder = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
-    targets = [target for target in _toolchain.TARGETS if not _toolchain.problem(target)]
-    settings = {"DEEPSEEK_OPS_TEST_KERNELS": test_kernels} if test_kernels else {}
-    with contextlib.redirect_stdout(sys.stderr):
-        _toolchain.configure(ROOT, folder, targets, pybind11.get_cmake_dir(), **settings)
+        targets = [target for target in _toolchain.TARGETS if not _toolchain.problem(target)]
+        settings = {"DEEPSEEK_OPS_TEST_KERNELS": test_kernels} if test_kernels else {}
+        _toolchain.configure(ROOT, FOLDER, targets, pybind11.get_cmake_dir(), **settings)
         # A kernel that ptxas refuses has left its log, which is what we are here to show.
         with contextlib.suppress(subprocess.CalledProcessError):
-            _toolchain.build(folder, "test_device_objects" if test_kernels else "kernels_device_objects")
-    return folder / ("test" if test_kernels else "kernels")
+            one = file and (FOLDER / "build.ninja").exists()
+            _toolchain.build(
+                FOLDER, output if one else f"{'test' if test_kernels else 'kernels'}_device_objects"
+            )
+    return FOLDER / ("test" if test_kernels else "kernels")
+
+
+def of_file(name: str) -> tuple[list[Kernel], str, Path]:
+    """Of one file of csrc/kernels.json, brought up to date: its kernels, ptxas' report, the object (absent if refused)."""
+    compiled = build(file=name) / f"{name}.o"
+    report = compiled.with_name(f"{compiled.name}.log")
+    log = report.read_text() if report.exists() else ""
+    return parse_log(log, f"{name}.cu"), log, compiled
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
@@ -108,7 +128,7 @@ def collect(test_kernels: Path | None = None) -> Report:
         elif tool:
             sass = disassemble(tool, compiled)
             for kernel in found:
-                kernel.instructions = sass.get(kernel.mangled, Counter())
+                kernel.instructions = families(sass.get(kernel.mangled, []))
         kernels += found
         problems += [f"{name}.cu: {line}" for line in log.splitlines() if re.search(r"\(C75\d\d\)", line)]
         if name in listed["lenient"]:
@@ -181,18 +201,19 @@ def disassembler() -> str | None:
     )
 
 
-def disassemble(tool: str, binary: Path) -> dict[str, Counter[str]]:
-    """Kernel -> how often each instruction family occurs; families are the names up to the first dot."""
+def disassemble(tool: str, binary: Path) -> dict[str, list[str]]:
+    """Mangled name of a kernel: its instructions in order, with operands, without predicates."""
     environment = {**os.environ, "PATH": f"{Path(tool).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     command = [tool, "-sass", str(binary)]
     text = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-    kernels = {}
-    for block in text.split("Function : ")[1:]:
-        families = re.findall(
-            r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?\{?\s*([A-Z][A-Z0-9_]+)", block, re.MULTILINE
-        )
-        kernels[block.split("\n", 1)[0].strip()] = Counter(families)
-    return kernels
+    line = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?\{?\s*([A-Z].*?) *;", re.MULTILINE)
+    blocks = (block.split("\n", 1) for block in text.split("Function : ")[1:])
+    return {name.strip(): line.findall(code) for name, code in blocks}
+
+
+def families(instructions: Sequence[str]) -> Counter[str]:
+    """How often each instruction family occurs; families are the names up to the first dot."""
+    return Counter(re.match(r"\w+", instruction)[0] for instruction in instructions)
 
 
 def check_instructions(kernels: Sequence[Kernel], rules: Sequence[dict]) -> list[str]:

@@ -119,6 +119,7 @@ OPERANDS: Mapping[str, Mapping[int, Callable[[Any], Any]]] = {
     **_with_in_place(_FP8_GEMM, {0: _rows_for_tma, 2: _rows_for_tma}),
     **_with_in_place(_BF16_GEMM, {0: _matrices_for_tma, 1: _matrices_for_tma}),
     "adamw_": dict.fromkeys(range(5), _dense),
+    "adamw_quantize_": dict.fromkeys(range(9), _dense),
     "clip_grad_norm": {0: _dense},
     **{name: {0: _dense, 1: _dense} for name in _ENCODED},
     "linear_cross_entropy": {0: _matrices_for_tma, 1: _matrices_for_tma},

@@ -6,13 +6,14 @@ package asks the same questions later, to say why a backend is absent: pip hides
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 TARGETS = ("emulated", "checked", "cuda")
@@ -48,7 +49,7 @@ def find_compiler() -> str | None:
 def find_cmake(build: Path | None = None) -> str:
     """The CMake that made the folder `build`, while it works; else the one on PATH."""
     if build is not None:
-        own = _cached(build, "CMAKE_COMMAND:INTERNAL")
+        own = variable(build, "CMAKE_COMMAND")
         if own and _version(own) == _folder_version(build):
             return own
     return shutil.which("cmake") or "cmake"
@@ -87,7 +88,7 @@ def configure(source: Path, build: Path, targets: Iterable[str], pybind11: str, 
     cache = build / "CMakeCache.txt"
     cached = cache.read_text() if cache.exists() else ""
     command = [cmake, "-S", str(source), "-B", str(build)]
-    ninja = _cached(build, "CMAKE_MAKE_PROGRAM:FILEPATH")  # another release may start over from its log
+    ninja = variable(build, "CMAKE_MAKE_PROGRAM")  # another release may start over from its log
     if not (ninja and os.path.exists(ninja)):
         ninja = shutil.which("ninja")
     if ninja and (not cached or "CMAKE_GENERATOR:INTERNAL=Ninja" in cached):
@@ -106,6 +107,33 @@ def build(folder: Path, target: str = "all") -> None:
     subprocess.run(
         [find_cmake(folder), "--build", str(folder), "--target", target, "--parallel", jobs], check=True
     )
+
+
+def refresh(folder: Path, outputs: Iterable[str]) -> bool:
+    """Bring these outputs of a configured folder up to date, quietly; False where Ninja cannot (it is gone, or a failure)."""
+    ninja = variable(folder, "CMAKE_MAKE_PROGRAM")
+    if not (ninja and os.path.exists(ninja) and (folder / "build.ninja").exists()):
+        return False
+    command = [ninja, "-C", str(folder), "-j", os.environ.get("MAX_JOBS", "2"), *outputs]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Two builds at a time would spoil each other's state in a folder: the second one waits."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def variable(build: Path, name: str) -> str | None:
+    """A variable of CMake's cache in a build folder."""
+    cache = build / "CMakeCache.txt"
+    lines = cache.read_text().splitlines() if cache.exists() else []
+    return next((line.split("=", 1)[1] for line in lines if re.match(rf"{name}:\w+=", line)), None)
 
 
 def _nvcc_problem() -> str | None:
@@ -168,14 +196,8 @@ def _version(cmake: str) -> str | None:
 
 
 def _folder_version(build: Path) -> str | None:
-    parts = [_cached(build, f"CMAKE_CACHE_{part}_VERSION:INTERNAL") for part in ("MAJOR", "MINOR", "PATCH")]
+    parts = [variable(build, f"CMAKE_CACHE_{part}_VERSION") for part in ("MAJOR", "MINOR", "PATCH")]
     return ".".join(part for part in parts if part) or None
-
-
-def _cached(build: Path, name: str) -> str | None:
-    cache = build / "CMakeCache.txt"
-    lines = cache.read_text().splitlines() if cache.exists() else []
-    return next((line.split("=", 1)[1] for line in lines if line.startswith(f"{name}=")), None)
 
 
 def _output(command: list[str]) -> str:

@@ -22,6 +22,7 @@ from .reference import optimizer as reference
 __all__ = ["CpuEma", "adamw_", "clip_grad_norm"]
 
 _FLOATS = (torch.float32, torch.bfloat16)
+_COPIES = ("q", "scale", "q_t", "scale_t")
 _PIECE = 1 << 14  # elements; below ATen's threading grain: the worker never takes the training's cores
 
 _adamw = declare(
@@ -31,6 +32,17 @@ _adamw = declare(
     reference=reference.adamw_,
     fake=lambda *args: None,
 )
+
+_adamw_quantize = declare(
+    "adamw_quantize_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avg, Tensor(c!)[] exp_avg_sq, Tensor(d!)[] out, "
+    "Tensor(e!)[] q, Tensor(f!)[] scale, Tensor(g!)[] q_t, Tensor(h!)[] scale_t, "
+    "float[] weight_decay, float lr, float beta1, float beta2, float eps, int step, float grad_scale, "
+    "Tensor? grad_scale_tensor, bool stochastic_rounding, int seed, int first_index, bool pow2) -> ()",
+    reference=reference.adamw_quantize_,
+    fake=lambda *args: None,
+)
+
+Fp8Copies = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # q, scale, q_t, scale_t
 
 
 def _fake_clip(grads: list[Tensor], max_norm: float) -> tuple[Tensor, Tensor]:
@@ -59,6 +71,8 @@ def adamw_(
     step: int,
     grad_scale: float | Tensor = 1.0,
     out: Sequence[Tensor] | None = None,
+    fp8_out: Sequence[Fp8Copies | None] | None = None,
+    fp8_pow2: bool = False,
     stochastic_rounding: bool = False,
     seed: int = 0,
     first_index: int = 0,
@@ -75,6 +89,11 @@ def adamw_(
                   device; if it is NaN or infinite the whole call changes nothing, which is how a non-finite
                   gradient is skipped without a host synchronisation (see `clip_grad_norm`).
     out:          bf16 model parameters that receive the new masters, rounded to nearest even.
+    fp8_out:      for each tensor None, or ``(q, scale, q_t, scale_t)`` of a weight [N, K] or [G, N, K]: receive what
+                  `quantize_128x128` makes of the new master and what `transpose_128x128` makes of that (None, None: not
+                  wanted), in the step's own pass over memory. Where the step is skipped they receive copies of the
+                  master as it is, so that they always hold its value after the call.
+    fp8_pow2:     `quantize_128x128`'s pow2.
     stochastic_rounding: round bf16 moments stochastically (unbiased) instead of to nearest even. This matters for
                   beta2 close to 1, where one step's change of a moment is below half a bf16 ulp and is lost.
     seed, first_index: noise is a hash of (seed, step, position of the element in the concatenated list), so it does
@@ -120,13 +139,54 @@ def adamw_(
         for name, tensors in lists.items():
             dtype = torch.bfloat16 if name == "out" else _FLOATS
             check_tensor(f"{name}[{i}]", tensors[i], dtype=dtype, shape=param.shape, device=param.device)
+    copies = [] if fp8_out is None else _copies(params, fp8_out)
     if count == 0:
         return
-    _adamw(
-        list(params), list(grads), list(exp_avg), list(exp_avg_sq), list(out or ()), decays,
-        float(lr), float(beta1), float(beta2), float(eps), step, float(grad_scale), scale_tensor,
+    state = list(params), list(grads), list(exp_avg), list(exp_avg_sq), list(out or ())
+    settings = (
+        decays, float(lr), float(beta1), float(beta2), float(eps), step, float(grad_scale), scale_tensor,
         stochastic_rounding, seed, first_index,
     )  # fmt: skip
+    if any(q.ndim != 1 for q, *_ in copies):
+        _adamw_quantize(*state, *(list(part) for part in zip(*copies, strict=True)), *settings, fp8_pow2)
+    else:
+        _adamw(*state, *settings)
+
+
+def _copies(params: Sequence[Tensor], fp8_out: Sequence[Fp8Copies | None]) -> list[tuple[Tensor, ...]]:
+    """q, scale, q_t, scale_t of each parameter as the op takes them: an empty vector for what is not wanted."""
+    require(
+        len(fp8_out) == len(params), "fp8_out", f"must have {len(params)} entries, as params", len(fp8_out)
+    )
+    lists: list[tuple[Tensor, ...]] = []
+    for i, (param, copies) in enumerate(zip(params, fp8_out, strict=True)):
+        name, device = f"fp8_out[{i}]", param.device
+        dtypes = (torch.float8_e4m3fn, torch.float32, torch.float8_e4m3fn, torch.float32)
+        if copies is None:
+            lists.append(tuple(torch.empty(0, dtype=dtype, device=device) for dtype in dtypes))
+            continue
+        require(len(copies) == 4, name, "must be q, scale, q_t, scale_t", f"{len(copies)} entries")
+        require(
+            param.ndim in (2, 3), f"params[{i}]", "must have 2 or 3 dimensions to be quantised", param.ndim
+        )
+        require(
+            (copies[2] is None) == (copies[3] is None),
+            name,
+            "must have both q_t and scale_t or neither",
+            "one of them",
+        )
+        *lead, rows, columns = param.shape
+        row_tiles, column_tiles = -(-rows // 128), -(-columns // 128)
+        shapes = ((rows, columns), (row_tiles, column_tiles), (columns, rows), (column_tiles, row_tiles))
+        lists.append(
+            tuple(
+                torch.empty(0, dtype=dtype, device=device)
+                if copy is None
+                else check_tensor(f"{name}.{part}", copy, dtype=dtype, shape=(*lead, *shape), device=device)
+                for part, copy, dtype, shape in zip(_COPIES, copies, dtypes, shapes, strict=True)
+            )
+        )
+    return lists
 
 
 def clip_grad_norm(grads: Sequence[Tensor], max_norm: float) -> tuple[Tensor, Tensor]:

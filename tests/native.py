@@ -5,7 +5,6 @@ The project's own CMakeLists.txt builds them from another list of kernels, besid
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import importlib.util
 import sys
@@ -29,9 +28,7 @@ def toy_modules() -> dict[str, Any]:
     if not targets:
         pytest.skip(f"no native module can be built: {_toolchain.problem('emulated')}")
     pybind11 = pytest.importorskip("pybind11")
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with open(FOLDER / "lock", "w") as lock:  # pytest-xdist: one worker builds, the others wait
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _toolchain.locked(FOLDER):  # pytest-xdist: one worker builds, the others wait
         kernels = ROOT / "tests" / "csrc" / "toy" / "kernels.json"
         pybind11_dir = pybind11.get_cmake_dir()
         _toolchain.configure(ROOT, FOLDER, targets, pybind11_dir, DEEPSEEK_OPS_TEST_KERNELS=kernels)

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepseek_ops import ArgumentError, activation
-from deepseek_ops.activation import swiglu, swiglu_backward
-from deepseek_ops.quantize import quantize_1x128
+from deepseek_ops.activation import swiglu, swiglu_backward, swiglu_backward_quantize
+from deepseek_ops.quantize import dequantize_1x128, quantize_1x128, quantize_1x128_128x1, quantize_128x1
 from deepseek_ops.reference import activation as reference
+from tests.quantize_cases import on_reference
 
 
 def randn(*shape, seed=0, dtype=torch.float32):
@@ -33,7 +34,7 @@ def plain(gate_up, weight):
 
 
 @given(st.integers(0, 6), st.integers(0, 40), st.booleans(), st.sampled_from([torch.bfloat16, torch.float32]))
-def test_forward_is_the_scalar_definition(rows, inner, weighted, dtype):
+def test_forward_is_the_scalar_definition(backend_name, rows, inner, weighted, dtype):
     gate_up = randn(rows, 2 * inner, seed=rows, dtype=dtype) * 3
     weight = randn(rows, seed=1) if weighted else None
     out = activation.swiglu(gate_up, weight)
@@ -43,7 +44,7 @@ def test_forward_is_the_scalar_definition(rows, inner, weighted, dtype):
     assert ((out.double() - exact).abs() <= half_ulp + 2.0**-20 * exact.abs()).all()  # rounded once
 
 
-def test_the_gate_is_the_first_half():
+def test_the_gate_is_the_first_half(backend_name):
     assert activation.swiglu(torch.tensor([[0.0, 5.0, 7.0, 0.0]])).tolist() == [[0.0, 0.0]]
     assert activation.swiglu(torch.tensor([[100.0, 2.0]]), torch.tensor([0.5])).tolist() == [[100.0]]
     assert activation.swiglu(torch.tensor([[-1000.0, 2.0, 1000.0, 1.0]]))[0, 0].item() == 0
@@ -59,7 +60,7 @@ def test_gradcheck():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_gradients_in_working_precision(dtype, weighted, monkeypatch):
+def test_gradients_in_working_precision(backend_name, dtype, weighted, monkeypatch):
     monkeypatch.setattr(reference, "CHUNK_ELEMENTS", 24 * 100)  # several chunks, the last one short
     gate_up, grad = randn(230, 48, dtype=dtype), randn(230, 24, seed=1, dtype=dtype)
     weight = randn(230, seed=2) if weighted else None
@@ -79,7 +80,7 @@ def test_gradients_in_working_precision(dtype, weighted, monkeypatch):
 
 
 @given(st.integers(0, 6), st.sampled_from([1, 64, 128, 200]), st.booleans(), st.booleans())
-def test_quantize_is_the_composition(rows, inner, pow2, weighted):
+def test_quantize_is_the_composition(backend_name, rows, inner, pow2, weighted):
     for dtype in (torch.bfloat16, torch.float32):
         gate_up = randn(rows, 2 * inner, seed=rows, dtype=dtype)
         weight = randn(rows, seed=1) if weighted else None
@@ -88,7 +89,65 @@ def test_quantize_is_the_composition(rows, inner, pow2, weighted):
         assert torch.equal(q.view(torch.uint8), want_q.view(torch.uint8)) and torch.equal(scale, want_scale)
 
 
-def test_strides_and_emptiness():
+def same_bytes(a, b):
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+@given(
+    st.sampled_from([0, 1, 130, 257]),
+    st.sampled_from([128, 256]),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([None, [0, 0, 100, 257], [3, 130], [0]]),
+    st.booleans(),
+)
+def test_backward_with_casts_is_the_composition(backend_name, rows, inner, weighted, pow2, offsets, cached):
+    dy, gate_up = (randn(rows, n, seed=n, dtype=torch.bfloat16) for n in (inner, 2 * inner))
+    weight = randn(rows, seed=1) if weighted else None
+    groups = {}
+    if offsets is not None:
+        groups["offsets"] = torch.tensor(offsets, dtype=torch.int32).clamp_max(rows)
+    cache = {}
+    if cached:
+        codes, cache["gate_up_scale"] = quantize_1x128(gate_up)
+        gate_up = on_reference(dequantize_1x128)(codes, cache["gate_up_scale"], dtype=torch.bfloat16)
+    got = swiglu_backward_quantize(dy, codes if cached else gate_up, weight, pow2=pow2, **cache, **groups)
+    dgate_up, dweight = swiglu_backward(dy, gate_up, weight)
+    rows_and_columns = quantize_1x128_128x1(dgate_up, pow2=pow2, **groups)
+    act = quantize_128x1(swiglu(gate_up, weight), pow2=pow2, **groups)
+    assert all(map(same_bytes, got[:4], rows_and_columns[:4]))
+    assert same_bytes(got.act_t, act[0]) and same_bytes(got.act_scale_t, act[1])
+    assert (got.dweight is None) == (weight is None)
+    if weight is not None:
+        torch.testing.assert_close(got.dweight, dweight, rtol=1e-6, atol=1e-6)
+    if groups:
+        assert torch.equal(got.padded_offsets, act[2])
+    else:
+        assert got.padded_offsets is None
+
+
+def test_inf_or_nan_stays_in_its_tiles(backend_name):
+    dy, gate_up, weight = randn(140, 128).bfloat16(), randn(140, 256, seed=1).bfloat16(), randn(140, seed=2)
+    clean = swiglu(gate_up, weight), swiglu_backward(dy, gate_up, weight)
+    casts = swiglu_backward_quantize(dy, gate_up, weight)
+    gate_up[5, 3] = float("nan")
+    gate_up[130, 200] = float("inf")  # of up
+    spoilt = swiglu(gate_up, weight), swiglu_backward(dy, gate_up, weight)
+    hit = torch.zeros(140, 256, dtype=torch.bool)
+    hit[5, [3, 131]] = hit[130, [72, 200]] = True
+    assert torch.equal(clean[0][~hit[:, :128] & ~hit[:, 128:]], spoilt[0][~hit[:, :128] & ~hit[:, 128:]])
+    assert torch.equal(clean[1][0][~hit], spoilt[1][0][~hit])
+    rows = [r for r in range(140) if r not in (5, 130)]
+    assert torch.equal(clean[1][1][rows], spoilt[1][1][rows])
+    after = swiglu_backward_quantize(dy, gate_up, weight)
+    assert torch.equal(casts.q.view(torch.uint8)[rows], after.q.view(torch.uint8)[rows])
+    columns = [c for c in range(256) if c not in (3, 131, 72, 200)]
+    assert torch.equal(casts.q_t.view(torch.uint8)[columns], after.q_t.view(torch.uint8)[columns])
+    assert after.act_scale_t[0, 3] == 1 and after.act_t.view(torch.uint8)[3, 5] & 0x7F == 0x7F
+    assert torch.equal(casts.dweight[rows], after.dweight[rows])
+
+
+def test_strides_and_emptiness(backend_name):
     gate_up, weight = randn(8, 6).t(), randn(6, 2, seed=1)[:, 0]
     out = activation.swiglu(gate_up, weight)
     assert out.is_contiguous() and torch.equal(
@@ -105,7 +164,7 @@ def test_strides_and_emptiness():
     assert activation.swiglu_quantize(empty.detach())[0].shape == (0, 4)
 
 
-def test_repeats_bit_by_bit_and_rows_are_independent():
+def test_repeats_bit_by_bit_and_rows_are_independent(backend_name):
     gate_up, weight = randn(300, 130), randn(300, seed=1)
     out = activation.swiglu(gate_up, weight)
     assert torch.equal(out, activation.swiglu(gate_up, weight))
@@ -114,12 +173,18 @@ def test_repeats_bit_by_bit_and_rows_are_independent():
 
 def test_opcheck():
     gate_up, weight, dy = randn(3, 300), randn(3, seed=1), randn(3, 150, seed=2)
+    whole = dy[:, :128].bfloat16(), gate_up[:, :256].bfloat16()
     for op, arguments in (
         (activation._swiglu, (gate_up, weight)),
         (activation._swiglu, (gate_up.bfloat16(), None)),
         (activation._swiglu_backward, (dy, gate_up, weight)),
         (activation._swiglu_backward, (dy, gate_up, None)),
         (activation._swiglu_quantize, (gate_up, weight, True)),
+        (activation._swiglu_backward_quantize, (*whole, None, weight, True)),
+        (
+            activation._swiglu_backward_quantize_grouped,
+            (*whole, None, None, torch.tensor([0, 1, 3]).int(), False),
+        ),
     ):
         torch.library.opcheck(op.raw, arguments)
 
@@ -139,6 +204,8 @@ def test_compile_fullgraph():
 
 
 X, W = torch.zeros(2, 4), torch.ones(2)
+DY, GATE_UP = torch.zeros(2, 128), torch.zeros(2, 256)
+CODED = (GATE_UP.to(torch.float8_e4m3fn),)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +222,14 @@ X, W = torch.zeros(2, 4), torch.ones(2)
         ("gate_up", lambda: activation.swiglu_quantize(X[0])),
         ("gate_up", lambda: activation.swiglu_quantize(X[:, :3])),
         ("weight", lambda: activation.swiglu_quantize(X, W[:1])),
+        ("dy", lambda: swiglu_backward_quantize(DY.double(), GATE_UP)),
+        ("dy", lambda: swiglu_backward_quantize(DY[:, :64], GATE_UP[:, :128])),
+        ("gate_up", lambda: swiglu_backward_quantize(DY, GATE_UP[:1])),
+        ("gate_up", lambda: swiglu_backward_quantize(DY, GATE_UP, gate_up_scale=torch.ones(2, 4))),
+        ("gate_up_scale", lambda: swiglu_backward_quantize(DY, *CODED, gate_up_scale=torch.ones(2, 2))),
+        ("weight", lambda: swiglu_backward_quantize(DY, GATE_UP, W[:1])),
+        ("offsets", lambda: swiglu_backward_quantize(DY, GATE_UP, offsets=torch.tensor([0, 1]))),
+        ("offsets", lambda: swiglu_backward_quantize(DY, GATE_UP, offsets=torch.tensor([]).int())),
     ],
 )
 def test_argument_errors_name_the_argument(argument, call):
@@ -162,7 +237,7 @@ def test_argument_errors_name_the_argument(argument, call):
         call()
 
 
-def test_public_backward_is_the_gradient_and_checks_its_arguments():
+def test_public_backward_is_the_gradient_and_checks_its_arguments(backend_name):
     gate_up, weight = torch.randn(5, 12, requires_grad=True), torch.rand(5, requires_grad=True)
     dy = torch.randn(5, 6)
     swiglu(gate_up, weight).backward(dy)

@@ -13,7 +13,7 @@ from deepseek_ops import ArgumentError, _registry
 from deepseek_ops import _gemm_ops as ops
 from deepseek_ops._emulation import ASYNCHRONY, SCHEDULES
 from deepseek_ops._gemm_checks import BF16_GEMM_TILES
-from deepseek_ops._native_ops import _matrices_for_tma
+from deepseek_ops._native_arguments import _matrices_for_tma
 from deepseek_ops.gemm import gemm, gemm_grouped, gemm_masked, wgrad, wgrad_grouped
 
 BF16, FP32, FP64 = torch.bfloat16, torch.float32, torch.float64

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import deepseek_ops.optimizer as module
 from deepseek_ops import ArgumentError
 from deepseek_ops.optimizer import adamw_, clip_grad_norm
+from deepseek_ops.quantize import quantize_128x128, transpose_128x128
 from deepseek_ops.reference import optimizer as reference
 
 SHAPES = [(7,), (3, 5), (), (2, 0), (4, 3, 2)]
@@ -362,6 +363,40 @@ def test_opcheck(dtype, backend_name):
     torch.library.opcheck(module._clip_grad_norm.raw, (lists[1], 1.0))
 
 
+def copies_of(weight):
+    made = quantize_128x128(weight)
+    return (*made, *transpose_128x128(*made))
+
+
+def test_opcheck_of_copies(backend_name):
+    lists = make([(3, 5), (7,), (2, 4, 3)], dtype=torch.bfloat16)
+    copies = module._copies(
+        lists[0], [copies_of(lists[0][0]), None, (*copies_of(lists[0][2])[:2], None, None)]
+    )
+    arguments = [list(part) for part in zip(*copies, strict=True)]
+    common = ([0.1] * 3, 1e-2, 0.9, 0.95, 1e-8, 3, 1.0, torch.tensor(0.5), True, 3, 0, True)
+    # Without test_schema, which multiplies what the op writes: torch has no product of FP8 tensors.
+    checks = ("test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(module._adamw_quantize.raw, (*lists, [], *arguments, *common), test_utils=checks)
+
+
+def test_copies_are_of_the_new_masters(backend_name):
+    """Every list stays what `adamw_` makes of it; copies are those that separate passes make, of old masters in a skip."""
+    shapes = [(130, 70), (4,), (3, 20, 33), (1, 1)]
+    for scale in (0.7, math.nan):
+        fused, plain = make(shapes, torch.bfloat16), make(shapes, torch.bfloat16)
+        fp8 = [copies_of(fused[0][0] + 1), None, (*copies_of(fused[0][2] - 1)[:2], None, None), None]
+        kw = {**KW, "step": 3, "grad_scale": torch.tensor(scale), "stochastic_rounding": True}
+        adamw_(*fused, fp8_out=fp8, fp8_pow2=True, **kw)
+        adamw_(*plain, **kw)
+        assert all(same(a, b) for a, b in zip(fused, plain, strict=True))
+        for i in (0, 2):
+            want = quantize_128x128(plain[0][i], pow2=True)
+            want = (*want, *transpose_128x128(*want))
+            for a, b in zip(fp8[i], want, strict=True):
+                assert a is None or (a.dtype == b.dtype and torch.equal(a.float(), b.float()))
+
+
 def test_compiles(backend_name):
     def train_step(params, grads, first, second, out):
         norm, scale = clip_grad_norm(grads, 1.0)
@@ -375,6 +410,19 @@ def test_compiles(backend_name):
     compiled = torch.compile(train_step, fullgraph=True, backend="aot_eager")
     assert torch.equal(norm, compiled(*b))
     assert all(same(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_compiles_with_copies(backend_name):
+    def train_step(params, grads, first, second, q, scale, q_t, scale_t):
+        copies = [(q, scale, q_t, scale_t), None]
+        adamw_(params, grads, first, second, step=2, fp8_out=copies, **KW)
+
+    state = make([(3, 5), (4,)], dtype=torch.bfloat16)
+    a, b = ([*clone(state), *(t.clone() for t in copies_of(state[0][0] + 1))] for _ in range(2))
+    train_step(*a)
+    torch.compile(train_step, fullgraph=True, backend="aot_eager")(*b)
+    assert all(same(x, y) for x, y in zip(a[:4], b[:4], strict=True))
+    assert all(torch.equal(x.float(), y.float()) for x, y in zip(a[4:], b[4:], strict=True))
 
 
 def test_parameters_that_require_grad_are_updated_without_a_graph(backend_name):

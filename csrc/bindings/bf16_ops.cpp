@@ -1,22 +1,10 @@
 // The ops of bf16 GEMM (deepseek_ops/_gemm_ops.py) and csrc/gemm/bf16_gemm that computes them.
-#include <cstdint>
-
 #include "../gemm/bf16_gemm.h"
-#include "kernels.h"
+#include "gemm_arguments.h"
 
 namespace {
 
-using T = const TensorView&;
-
-// What the op lets its caller decide instead of the cost model; zeros leave it to the model.
-struct Knobs {
-  int64_t num_sms, tile_rows, tile_columns;
-};
-
-int32_t narrow(const char* name, int64_t value) {
-  require(value >= 0 && value <= INT32_MAX, name, "must be in 0..2^31-1", value);
-  return static_cast<int32_t>(value);
-}
+using namespace gemm_arguments;
 
 void check_operand(T x, int rank) {
   if (x.dtype != Dtype::bf16)
@@ -44,8 +32,7 @@ void run(hopper::Stream stream, Bf16GemmArguments x, T d, Knobs knobs) {
   x.d_stride = d.stride[d.rank - 2];
   if (d.rank == 3) x.d_matrix_stride = d.stride[0];
   x.num_sms = narrow("num_sms", knobs.num_sms);
-  if (knobs.tile_rows != 0 || knobs.tile_columns != 0)
-    x.tile = TileShape{narrow("tile_rows", knobs.tile_rows), narrow("tile_columns", knobs.tile_columns)};
+  x.tile = tile_of(knobs);
   bf16_gemm(x, stream);
 }
 

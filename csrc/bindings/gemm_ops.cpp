@@ -1,30 +1,15 @@
 // The GEMM family's ops (deepseek_ops/_gemm_ops.py) and the functions of csrc/gemm that compute them.
-#include <cstdint>
-
 #include "../gemm/fp8_gemm.h"
-#include "kernels.h"
+#include "gemm_arguments.h"
 
 namespace {
 
-using T = const TensorView&;
-
-int64_t blocks(int64_t size) { return ceil_div(size, 128); }
-
-// What the op lets its caller decide instead of the cost model; zeros leave it to the model.
-struct Knobs {
-  int64_t num_sms, tile_rows, tile_columns;
-};
-
-int32_t narrow(const char* name, int64_t value) {
-  require(value >= 0 && value <= INT32_MAX, name, "must be in 0..2^31-1", value);
-  return static_cast<int32_t>(value);
-}
+using namespace gemm_arguments;
 
 // D [+]= A B^T; strides, alignment and the knobs are checked by fp8_gemm itself.
 void gemm(hopper::Stream stream, T a, T scale_a, T b, T scale_b, T d, bool accumulate, const std::string& accumulation,
           Knobs knobs) {
-  require(accumulation == "exact" || accumulation == "hopper", "accumulation",
-          "must be exact or hopper, which kernels compute (only the reference leaves promotion out)", accumulation);
+  check_accumulation(accumulation);
   check_dtype(a, {Dtype::e4m3});
   check_rank(a, 2);
   const int64_t m = a.shape[0], k = a.shape[1];
@@ -56,8 +41,7 @@ void gemm(hopper::Stream stream, T a, T scale_a, T b, T scale_b, T d, bool accum
   x.d_type = d.dtype == Dtype::bf16 ? OutputType::bf16 : OutputType::fp32;
   x.accumulate = accumulate;
   x.num_sms = narrow("num_sms", knobs.num_sms);
-  if (knobs.tile_rows != 0 || knobs.tile_columns != 0)
-    x.tile = TileShape{narrow("tile_rows", knobs.tile_rows), narrow("tile_columns", knobs.tile_columns)};
+  x.tile = tile_of(knobs);
   fp8_gemm(x, stream);
 }
 

@@ -1,31 +1,17 @@
 // Products of grouped rows and of padded batches (deepseek_ops/_gemm_ops.py): csrc/gemm/fp8_gemm_grouped, _masked.
-#include <cstdint>
-
+#include "../gemm/fp8_decode.h"
 #include "../gemm/fp8_gemm.h"
-#include "kernels.h"
+#include "gemm_arguments.h"
 
 namespace {
 
-using T = const TensorView&;
-
-int64_t blocks(int64_t size) { return ceil_div(size, 128); }
-
-// What the ops let their callers decide instead of the cost model; zeros leave it to the model.
-struct Knobs {
-  int64_t num_sms, tile_rows, tile_columns;
-};
-
-int32_t narrow(const char* name, int64_t value) {
-  require(value >= 0 && value <= INT32_MAX, name, "must be in 0..2^31-1", value);
-  return static_cast<int32_t>(value);
-}
+using namespace gemm_arguments;
 
 // What both ops have in common; strides, alignment and the knobs are checked by the launchers. `batch`: 1 where A and D
 // are one matrix of a batch per group, 0 where all groups share them.
 Fp8GroupedGemmArguments arguments(T a, T scale_a, T b, T scale_b, T index, T d, int batch,
                                   const std::string& accumulation, Knobs knobs) {
-  require(accumulation == "exact" || accumulation == "hopper", "accumulation",
-          "must be exact or hopper, which kernels compute (only the reference leaves promotion out)", accumulation);
+  check_accumulation(accumulation);
   check_dtype(a, {Dtype::e4m3});
   check_rank(a, 2 + batch);
   const int64_t m = a.shape[batch], k = a.shape[batch + 1];
@@ -74,8 +60,7 @@ Fp8GroupedGemmArguments arguments(T a, T scale_a, T b, T scale_b, T index, T d, 
     x.offsets = index.as<const int32_t>();
   }
   x.num_sms = narrow("num_sms", knobs.num_sms);
-  if (knobs.tile_rows != 0 || knobs.tile_columns != 0)
-    x.tile = TileShape{narrow("tile_rows", knobs.tile_rows), narrow("tile_columns", knobs.tile_columns)};
+  x.tile = tile_of(knobs);
   return x;
 }
 
@@ -90,6 +75,9 @@ void masked(hopper::Stream stream, T a, T scale_a, T b, T scale_b, T masked_m, T
             const std::string& accumulation, Knobs knobs) {
   Fp8GroupedGemmArguments x = arguments(a, scale_a, b, scale_b, masked_m, d, 1, accumulation, knobs);
   x.clear_rest = fresh;
+  // Few rows: the kernel that reads the weights and hardly anything else. The bits are the same.
+  if (!x.tile && x.m <= kDecodeRows && x.groups <= kDecodeGroups)
+    return fp8_gemm_masked_decode(stream, a, scale_a, b, scale_b, masked_m, d, fresh, {1, knobs.num_sms});
   fp8_gemm_masked(x, stream);
 }
 

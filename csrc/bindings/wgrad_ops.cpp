@@ -1,28 +1,15 @@
 // The ops fp8_wgrad and fp8_wgrad_grouped (deepseek_ops/_gemm_ops.py) on csrc/gemm/fp8_wgrad.
-#include <cstdint>
-
 #include "../gemm/fp8_wgrad.h"
-#include "kernels.h"
+#include "gemm_arguments.h"
 
 namespace {
 
-using T = const TensorView&;
-
-// What the op lets its caller decide instead of the cost model; zeros leave it to the model.
-struct Knobs {
-  int64_t num_sms, tile_rows, tile_columns;
-};
-
-int32_t narrow(const char* name, int64_t value) {
-  require(value >= 0 && value <= INT32_MAX, name, "must be in 0..2^31-1", value);
-  return static_cast<int32_t>(value);
-}
+using namespace gemm_arguments;
 
 // d [m, n], or [groups, m, n] with offsets. Strides, alignment and the knobs are checked by fp8_wgrad itself.
 void wgrad(hopper::Stream stream, T a_t, T scale_a, T b_t, T scale_b, const TensorView* offsets, T d, bool accumulate,
            const std::string& accumulation, Knobs knobs) {
-  require(accumulation == "exact" || accumulation == "hopper", "accumulation",
-          "must be exact or hopper, which kernels compute (only the reference leaves promotion out)", accumulation);
+  check_accumulation(accumulation);
   check_dtype(a_t, {Dtype::e4m3});
   check_rank(a_t, 2);
   const int64_t m = a_t.shape[0], tokens = a_t.shape[1], slices = ceil_div(tokens, 128);
@@ -66,8 +53,7 @@ void wgrad(hopper::Stream stream, T a_t, T scale_a, T b_t, T scale_b, const Tens
   x.d_type = d.dtype == Dtype::bf16 ? OutputType::bf16 : OutputType::fp32;
   x.accumulate = accumulate;
   x.num_sms = narrow("num_sms", knobs.num_sms);
-  if (knobs.tile_rows != 0 || knobs.tile_columns != 0)
-    x.tile = TileShape{narrow("tile_rows", knobs.tile_rows), narrow("tile_columns", knobs.tile_columns)};
+  x.tile = tile_of(knobs);
   fp8_wgrad(x, stream);
 }
 

@@ -9,6 +9,7 @@
 #include "../common/roles.h"
 #include "../common/shared_tile.h"
 #include "../hopper/front.h"
+#include "fp8_decode.h"
 
 namespace fp8_decode_kernels {
 
@@ -22,7 +23,7 @@ constexpr int kStepK = 32;                 // of one e4m3 wgmma
 constexpr int kBlockRows = 128;            // weight rows of a CTA: one scale block, so one scale per slice
 constexpr int kMathGroups = 2, kGroupRows = kBlockRows / kMathGroups;
 constexpr int kMathWarps = 4 * kMathGroups, kThreads = 32 * (kMathWarps + 1);   // and one warp that loads
-constexpr int kMaxTokens = 64, kMaxSplit = 8, kMaxGroups = 512;
+constexpr int kMaxTokens = kDecodeRows, kMaxSplit = 8, kMaxGroups = kDecodeGroups;
 
 // The groups that have work, so that item i is a division away and empty groups cost nothing.
 struct WorkList {

@@ -12,6 +12,9 @@
 #include "../common/tensor.h"
 #include "../hopper/launch.h"
 
+inline constexpr int kDecodeRows = 64;      // of A, in each group: the columns of one wgmma
+inline constexpr int kDecodeGroups = 512;   // of a batch, whose list a block keeps in shared memory
+
 struct Fp8DecodeKnobs {
   int64_t split_k = 1;             // 1, 2, 4 or 8: CTAs of a cluster that divide K
   int64_t num_sms = 0;             // how many multiprocessors may be used, at least one cluster; 0: all

@@ -106,49 +106,75 @@ HOPPER_DEVICE Group<T> rounded(const float (&values)[kGroup], bool stochastic, c
   return group;
 }
 
-// The thread's groups of a chunk; the first of them begins at element `first`.
-template <bool kVector, class Grad, class First, class Second>
-HOPPER_DEVICE void adamw_chunk(const AdamwParams& p, const AdamwEntry& e, int64_t first) {
-  constexpr int64_t kStride = kThreads * kGroup;   // from a thread's group to its next
-  auto* exp_avg = static_cast<First*>(e.exp_avg);
-  auto* exp_avg_sq = static_cast<Second*>(e.exp_avg_sq);
-  const AdamwStep& step = p.step;
+// What adamw reads of one group: every kernel with an AdamW step in it loads all of its groups, then updates each.
+template <class Grad, class First, class Second>
+struct AdamwGroup {
+  Group<float> param;
+  Group<Grad> grad;
+  Group<First> exp_avg;
+  Group<Second> exp_avg_sq;
 
-  Group<float> param[kGroups];
-  Group<Grad> grad[kGroups];
-  Group<First> m_old[kGroups];
-  Group<Second> v_old[kGroups];
-  int present[kGroups];
-  HOPPER_UNROLL for (int k = 0; k < kGroups; ++k) {
-    const int64_t index = first + k * kStride, left = e.count - index;
-    present[k] = kVector || left >= kGroup ? kGroup : left < 0 ? 0 : static_cast<int>(left);
-    param[k].template load<kVector>(e.param + index, present[k]);
-    grad[k].template load<kVector>(static_cast<const Grad*>(e.grad) + index, present[k]);
-    m_old[k].template load<kVector>(exp_avg + index, present[k]);
-    v_old[k].template load<kVector>(exp_avg_sq + index, present[k]);
+  // `present` elements from `index` on; kVector: four, at multiples of a group's size.
+  template <bool kVector>
+  HOPPER_DEVICE void load(const AdamwEntry& e, int64_t index, int present) {
+    param.template load<kVector>(e.param + index, present);
+    grad.template load<kVector>(static_cast<const Grad*>(e.grad) + index, present);
+    exp_avg.template load<kVector>(static_cast<First*>(e.exp_avg) + index, present);
+    exp_avg_sq.template load<kVector>(static_cast<Second*>(e.exp_avg_sq) + index, present);
   }
-  const float grad_scale = p.grad_scale ? *p.grad_scale : step.grad_scale;
-  hopper::grid_dependency_launch();
-  if ((hopper::float_bits(grad_scale) & 0x7FFFFFFF) >= 0x7F800000) return;   // a bad gradient somewhere: skip the step
 
-  HOPPER_UNROLL for (int k = 0; k < kGroups; ++k) {
-    const int64_t index = first + k * kStride;
+  // The step; stores the results and leaves the new master in `param`.
+  template <bool kVector>
+  HOPPER_DEVICE void update(const AdamwStep& step, float grad_scale, const AdamwEntry& e, int64_t index, int present) {
     float x[kGroup], m[kGroup], v[kGroup];
     HOPPER_UNROLL for (int i = 0; i < kGroup; ++i) {
-      x[i] = param[k].value(i);
-      m[i] = m_old[k].value(i);
-      v[i] = v_old[k].value(i);
-      adamw_element(x[i], grad[k].value(i), m[i], v[i], step, grad_scale, e);
+      x[i] = param.value(i);
+      m[i] = exp_avg.value(i);
+      v[i] = exp_avg_sq.value(i);
+      adamw_element(x[i], grad.value(i), m[i], v[i], step, grad_scale, e);
     }
     uint32_t noise[kGroup] = {};
     if (step.stochastic_rounding) {
       const Noise source(step.noise_key, e.first_index + index);
       HOPPER_UNROLL for (int i = 0; i < kGroup; ++i) noise[i] = source.bits(i);
     }
-    Group<float>::of(x).store<kVector>(e.param + index, present[k]);
-    rounded<First>(m, step.stochastic_rounding, noise, 0).template store<kVector>(exp_avg + index, present[k]);
-    rounded<Second>(v, step.stochastic_rounding, noise, 16).template store<kVector>(exp_avg_sq + index, present[k]);
-    if (e.out) Group<bf16>::of(x).store<kVector>(e.out + index, present[k]);
+    param = Group<float>::of(x);
+    param.template store<kVector>(e.param + index, present);
+    rounded<First>(m, step.stochastic_rounding, noise, 0)
+        .template store<kVector>(static_cast<First*>(e.exp_avg) + index, present);
+    rounded<Second>(v, step.stochastic_rounding, noise, 16)
+        .template store<kVector>(static_cast<Second*>(e.exp_avg_sq) + index, present);
+    if (e.out) Group<bf16>::of(x).template store<kVector>(e.out + index, present);
+  }
+};
+
+// A bad gradient somewhere: the step is skipped.
+HOPPER_DEVICE bool skips(float grad_scale) { return (hopper::float_bits(grad_scale) & 0x7FFFFFFF) >= 0x7F800000; }
+
+// Whether every array lies at a multiple of its groups' size.
+template <class Grad, class First, class Second>
+TABLE_FUNCTION bool groups_aligned(const AdamwEntry& e) {
+  const auto off = [](const void* array, size_t element) { return reinterpret_cast<uintptr_t>(array) % (kGroup * element); };
+  return off(e.param, 4) + off(e.grad, sizeof(Grad)) + off(e.exp_avg, sizeof(First)) +
+         off(e.exp_avg_sq, sizeof(Second)) + off(e.out, 2) == 0;
+}
+
+// The thread's groups of a chunk; the first of them begins at element `first`.
+template <bool kVector, class Grad, class First, class Second>
+HOPPER_DEVICE void adamw_chunk(const AdamwParams& p, const AdamwEntry& e, int64_t first) {
+  constexpr int64_t kStride = kThreads * kGroup;   // from a thread's group to its next
+  AdamwGroup<Grad, First, Second> groups[kGroups];
+  int present[kGroups];
+  HOPPER_UNROLL for (int k = 0; k < kGroups; ++k) {
+    const int64_t index = first + k * kStride, left = e.count - index;
+    present[k] = kVector || left >= kGroup ? kGroup : left < 0 ? 0 : static_cast<int>(left);
+    groups[k].template load<kVector>(e, index, present[k]);
+  }
+  const float grad_scale = p.grad_scale ? *p.grad_scale : p.step.grad_scale;
+  hopper::grid_dependency_launch();
+  if (skips(grad_scale)) return;
+  HOPPER_UNROLL for (int k = 0; k < kGroups; ++k) {
+    groups[k].template update<kVector>(p.step, grad_scale, e, first + k * kStride, present[k]);
   }
 }
 
@@ -157,9 +183,7 @@ template <class Grad, class First, class Second>
 HOPPER_KERNEL_BLOCKS(kThreads, 4) adamw_kernel(HOPPER_GRID_CONSTANT const AdamwParams p) {
   const auto place = p.table.find(blockIdx.x);
   const AdamwEntry& e = p.table.entries[place.entry];
-  const auto off = [](const void* array, size_t element) { return reinterpret_cast<uintptr_t>(array) % (kGroup * element); };
-  const bool aligned = off(e.param, 4) + off(e.grad, sizeof(Grad)) + off(e.exp_avg, sizeof(First)) +
-                       off(e.exp_avg_sq, sizeof(Second)) + off(e.out, 2) == 0;
+  const bool aligned = groups_aligned<Grad, First, Second>(e);
   const int64_t begin = int64_t{place.chunk} * kAdamwChunk, first = begin + threadIdx.x * kGroup;
 
   hopper::grid_dependency_wait();

@@ -25,6 +25,14 @@ struct AdamwTensor {
   Type grad_type = Type::fp32, exp_avg_type = Type::bf16, exp_avg_sq_type = Type::bf16;
   int64_t count = 0;                 // elements
   double weight_decay = 0;
+
+  // adamw_quantize only: FP8 copies of the new master as `batch` matrices [rows, columns]; batch * rows * columns is count.
+  bool quantized = false;
+  int64_t batch = 1, rows = 0, columns = 0;
+  void* q = nullptr;                 // e4m3, of the master's shape
+  float* scale = nullptr;            // [batch, ceil(rows/128), ceil(columns/128)]
+  void* q_t = nullptr;               // the transposed copy of both, or null
+  float* scale_t = nullptr;
 };
 
 struct AdamwArguments {
@@ -36,9 +44,11 @@ struct AdamwArguments {
   const float* grad_scale_tensor = nullptr;   // on the device, instead of grad_scale; not finite: nothing is changed
   bool stochastic_rounding = false;           // of bf16 moments
   int64_t seed = 0, first_index = 0;          // of the noise: position of the first tensor's first element
+  bool pow2 = false;                          // scales of FP8 copies
   bool programmatic = true;                   // may start before the previous kernel of the stream has ended (PDL)
 };
-void adamw(const AdamwArguments& arguments, hopper::Stream stream);
+void adamw(const AdamwArguments& arguments, hopper::Stream stream);            // of tensors that are not `quantized`
+void adamw_quantize(const AdamwArguments& arguments, hopper::Stream stream);   // of all; copies even where a step is skipped
 
 // ---- the gradient norm ---------------------------------------------------------------------------------------------
 

@@ -17,6 +17,10 @@ struct OwnPatches {
   HOPPER_DEVICE uint4* first_slot(int patch) const {
     return slots + (patch * blockDim.x + threadIdx.x / 32 * 32) * kSlots + threadIdx.x % 32;
   }
+  // One 16-byte piece of a patch, as it lies in a row.
+  HOPPER_DEVICE void put_piece(int index, int row, int piece, uint4 words) const {
+    first_slot(index)[32 * (row * Patch<T>::kPieces + piece)] = words;
+  }
   // What lies behind so many patches.
   HOPPER_DEVICE void* end(int patches) const { return slots + patches * blockDim.x * kSlots; }
 

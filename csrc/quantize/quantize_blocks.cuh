@@ -40,6 +40,17 @@ struct BlockIndex {
   }
 };
 
+// The largest magnitude of the tile, to every thread, from each thread's own. One barrier.
+HOPPER_DEVICE uint32_t block_amax(uint32_t own, uint32_t (&maxima)[kWarps]) {
+  const uint32_t warp_largest = hopper::warp_max(own);
+  if (threadIdx.x % 32 == 0) maxima[threadIdx.x / 32] = warp_largest;
+  hopper::barrier_sync<0>(kThreads);
+  uint32_t amax = 0;
+  HOPPER_UNROLL
+  for (int w = 0; w < kWarps; ++w) amax = larger(amax, maxima[w]);
+  return amax;
+}
+
 template <int kPiece>
 HOPPER_DEVICE void store_block_transposed(const BlockParams& p, const BlockShared& shared, const BlockIndex& block,
                                           const Window& window) {
@@ -63,13 +74,7 @@ HOPPER_KERNEL_BLOCKS(kThreads, (whole_tiles_per_sm<T, kVector>)) quantize_blocks
 
   const uint32_t own[kRows] = {patch.row_amax(0), patch.row_amax(1), patch.row_amax(2), patch.row_amax(3)};
   const uint32_t largest = larger(larger(own[0], own[1]), larger(own[2], own[3]));
-  const uint32_t warp_largest = hopper::warp_max(largest);
-  if (threadIdx.x % 32 == 0) shared.maxima[threadIdx.x / 32] = warp_largest;
-  hopper::barrier_sync<0>(kThreads);
-  uint32_t amax = 0;
-  HOPPER_UNROLL
-  for (int w = 0; w < kWarps; ++w) amax = larger(amax, shared.maxima[w]);
-  const TileScale scale = tile_scale(amax, p.rule);
+  const TileScale scale = tile_scale(block_amax(largest, shared.maxima), p.rule);
   const float m = scale.multiplier;
 
   if (threadIdx.x == 0) {

@@ -5,7 +5,15 @@ from .experts import Fp8Experts
 from .gate import gate_logits
 from .linear import Fp8Linear, quantize_input
 from .mlp import Fp8MLP
-from .weights import Fp8Weight, Fp8WeightCache, StaleWeightError, refresh_weights, verify_weights
+from .weights import (
+    Fp8Weight,
+    Fp8WeightCache,
+    StaleWeightError,
+    caches_of,
+    refresh_weights,
+    stepping,
+    verify_weights,
+)
 
 __all__ = [
     "Fp8Experts",
@@ -15,8 +23,10 @@ __all__ = [
     "Fp8WeightCache",
     "StaleWeightError",
     "attention_linear",
+    "caches_of",
     "gate_logits",
     "quantize_input",
     "refresh_weights",
+    "stepping",
     "verify_weights",
 ]

@@ -4,6 +4,11 @@ When a copy is made anew: at the first use after the master changed. "Changed" i
 update in place bumps (optimizers, `load_state_dict`, our own kernels), or another storage (a move, a cast, a swap by
 assignment). So gradient accumulation over any number of micro-batches quantises once, and so does evaluation between two steps.
 
+Or by the optimizer's step itself, which has the new master in its registers and so saves reading it again: a trainer that
+wants this asks for it, with `stepping` around `adamw_`. It is not a hook on the optimizer, since only the trainer knows which
+tensors are masters of which module; whatever else changes a master afterwards (an average swapped in, a checkpoint loaded) is
+seen by the version counter as ever. Bits are the same either way.
+
 What cannot be seen must not be guessed:
 
 - A backward pass whose copies were refreshed after its forward pass raises autograd's own error, as `nn.Linear` would:
@@ -19,7 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -78,6 +83,27 @@ class Fp8WeightCache:
         """Quantise at the next use, whatever the version counter says."""
         self._seen = None
 
+    def writable(self, master: Tensor) -> Fp8Weight | None:
+        """The copies' memory, for a kernel that writes the copies of `master`; None before the first use, or if it differs."""
+        if self._fprop is None or master.dtype != torch.float32 or master.is_inference():
+            return None
+        like, turned = master.detach(), master.detach().mT
+        if not _alike(self._fprop[0], like):
+            return None
+        return Fp8Weight(
+            *self._fprop, *(self._dgrad if self._dgrad and _alike(self._dgrad[0], turned) else (None, None))
+        )
+
+    def written(self, master: Tensor, copies: Fp8Weight) -> None:
+        """Take note that `copies`, which `writable` gave, hold the present value of `master`."""
+        self._turned = copies.q_t is not None
+        self._note(master)
+
+    def _note(self, master: Tensor) -> None:
+        # A weak reference keeps the storage's address from being given to another one, and no memory.
+        self._seen = StorageWeakRef(master.untyped_storage()), master._version
+        self.refreshes += 1
+
     def _refresh(self, master: Tensor) -> None:
         if master.is_inference():
             raise StaleWeightError(
@@ -95,9 +121,7 @@ class Fp8WeightCache:
             )
         self._fprop = _into(self._fprop, quantize_128x128(master.detach()))
         self._turned = False
-        # A weak reference keeps the storage's address from being given to another one, and no memory.
-        self._seen = StorageWeakRef(master.untyped_storage()), master._version
-        self.refreshes += 1
+        self._note(master)
 
     def _fits(self, master: Tensor) -> bool:
         if self._seen is None:
@@ -141,6 +165,44 @@ def refresh_weights(module: nn.Module, *, force: bool = False) -> int:
             cache(getattr(part, name))
             made += cache.refreshes - before
     return made
+
+
+def caches_of(module: nn.Module) -> dict[str, Fp8WeightCache]:
+    """The caches in `module` by the qualified names of their masters, as `named_parameters` has them."""
+    return {
+        f"{prefix}.{name}" if prefix else name: cache
+        for prefix, part in module.named_modules()
+        for name, cache in getattr(part, "weight_caches", {}).items()
+    }
+
+
+@contextlib.contextmanager
+def stepping(
+    masters: Sequence[Tensor], caches: Sequence[Fp8WeightCache | None]
+) -> Iterator[list[Fp8Weight | None]]:
+    """Around one `adamw_` of `masters`, whose `fp8_out` it gives: the step makes the copies that `caches` hold.
+
+    None stands for a tensor without a cache. Copies that were never used have no memory yet and are made at the first use.
+    A step that fails leaves the copies to the next use.
+    """
+    copies = [
+        None if cache is None else cache.writable(master)
+        for master, cache in zip(masters, caches, strict=True)
+    ]
+    try:
+        yield copies
+    except BaseException:
+        for cache, written in zip(caches, copies, strict=True):
+            if cache and written:
+                cache.invalidate()
+        raise
+    for master, cache, written in zip(masters, caches, copies, strict=True):
+        if cache and written:
+            cache.written(master, written)
+
+
+def _alike(copy: Tensor, master: Tensor) -> bool:
+    return type(copy) is type(master) and copy.shape == master.shape and copy.device == master.device
 
 
 def _into(old: tuple[Tensor, Tensor] | None, new: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .quantize import quantize_128x128, transpose_128x128
+
 # A chunk's operands stay in the L2 cache. No result depends on the value.
 CHUNK = 1 << 16
 NORM_CHUNK = 1 << 14  # below ATen's threading grain, so a sum has one order whatever the number of threads
@@ -79,6 +81,46 @@ def adamw_(
             if t is not grads[i] and not t.is_contiguous():
                 t.copy_(f.view(t.shape))
         index += param.numel()
+
+
+def adamw_quantize_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avg: list[Tensor],
+    exp_avg_sq: list[Tensor],
+    out: list[Tensor],
+    q: list[Tensor],
+    scale: list[Tensor],
+    q_t: list[Tensor],
+    scale_t: list[Tensor],
+    weight_decay: list[float],
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    step: int,
+    grad_scale: float,
+    grad_scale_tensor: Tensor | None,
+    stochastic_rounding: bool,
+    seed: int,
+    first_index: int,
+    pow2: bool,
+) -> None:
+    """`adamw_`, then copies of the masters as they are then; an empty vector stands for copies that nobody wants."""
+    adamw_(
+        params, grads, exp_avg, exp_avg_sq, out, weight_decay, lr, beta1, beta2, eps, step, grad_scale,
+        grad_scale_tensor, stochastic_rounding, seed, first_index,
+    )  # fmt: skip
+    for i, param in enumerate(params):
+        if q[i].ndim == 1:
+            continue
+        copies = quantize_128x128(param, pow2)
+        q[i].copy_(copies[0])
+        scale[i].copy_(copies[1])
+        if q_t[i].ndim != 1:
+            turned = transpose_128x128(*copies)
+            q_t[i].copy_(turned[0])
+            scale_t[i].copy_(turned[1])
 
 
 def clip_grad_norm(grads: list[Tensor], max_norm: float) -> tuple[Tensor, Tensor]:

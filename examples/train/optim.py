@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from deepseek_ops.nn import caches_of, stepping
 from deepseek_ops.optimizer import adamw_, clip_grad_norm
 from examples.configs.schedules import AdamWSettings
 
@@ -18,9 +19,20 @@ class MixedAdamW:
     grads: FP32, summed over micro-batches: what is its own master sums in its own `.grad`, where FP8 modules add inside
     the kernel (`deepseek_ops.nn.gradients`); `accumulate` adds the others. exp_avg, exp_avg_sq: `moments`.
     Vectors (the norms' weights) are not decayed; the report does not say which tensors are.
+
+    step_quantizes: the step also refreshes the FP8 copies of weights (`deepseek_ops.nn.weights`), in the kernel that has the
+    new master in hand, instead of the next use. The same bits, one pass over the masters less; off, nothing is quantised
+    that nobody uses (after the last step, say).
     """
 
-    def __init__(self, model: nn.Module, settings: AdamWSettings, moments: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: AdamWSettings,
+        moments: torch.dtype,
+        *,
+        step_quantizes: bool = True,
+    ) -> None:
         self.settings = settings
         self._params = dict(model.named_parameters())
         self.masters = {
@@ -28,6 +40,9 @@ class MixedAdamW:
             for name, p in self._params.items()
         }
         self._copied = [name for name, p in self._params.items() if p.dtype != torch.float32]
+        # Copies are of what the modules hold: of a master only where it is the parameter.
+        caches = caches_of(model) if step_quantizes else {}
+        self._caches = {name: cache for name, cache in caches.items() if name not in self._copied}
         self.grads: dict[str, torch.Tensor] = {}
         self.exp_avg = {n: torch.zeros_like(m, dtype=moments) for n, m in self.masters.items()}
         self.exp_avg_sq = {n: torch.zeros_like(m, dtype=moments) for n, m in self.masters.items()}
@@ -65,19 +80,21 @@ class MixedAdamW:
         """One update (number counts from 1) with gradients times `scale`; parameters without gradient stay."""
         names = list(self.grads)
         masters = [self.masters[name] for name in names]
-        adamw_(
-            masters,
-            [self.grads[name] for name in names],
-            [self.exp_avg[name] for name in names],
-            [self.exp_avg_sq[name] for name in names],
-            lr=lr,
-            beta1=self.settings.beta1,
-            beta2=self.settings.beta2,
-            eps=self.settings.eps,
-            weight_decay=[self.settings.weight_decay if m.ndim > 1 else 0.0 for m in masters],
-            step=number,
-            grad_scale=scale,
-        )
+        with stepping(masters, [self._caches.get(name) for name in names]) as fp8_copies:
+            adamw_(
+                masters,
+                [self.grads[name] for name in names],
+                [self.exp_avg[name] for name in names],
+                [self.exp_avg_sq[name] for name in names],
+                lr=lr,
+                beta1=self.settings.beta1,
+                beta2=self.settings.beta2,
+                eps=self.settings.eps,
+                weight_decay=[self.settings.weight_decay if m.ndim > 1 else 0.0 for m in masters],
+                step=number,
+                grad_scale=scale,
+                fp8_out=fp8_copies,
+            )
         self.refresh()
 
     @torch.no_grad()

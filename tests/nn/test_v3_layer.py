@@ -19,7 +19,7 @@ import torch
 
 import deepseek_ops
 from deepseek_ops import _registry
-from deepseek_ops.nn import verify_weights
+from deepseek_ops.nn import Fp8WeightCache, verify_weights
 from examples.configs.schedules import REPORT
 from examples.model.block import Block
 from examples.model.config import ModelConfig
@@ -71,7 +71,7 @@ def attention_by_reference(monkeypatch):
 class Layer:
     """The block, its optimizer, and one fixed problem: rows in, rows wanted."""
 
-    def __init__(self) -> None:
+    def __init__(self, step_quantizes: bool = True) -> None:
         torch.manual_seed(0)
         self.block = Block(CONFIG, dense=False)
         generator = torch.Generator().manual_seed(1)
@@ -85,7 +85,9 @@ class Layer:
         cu = torch.tensor([0, 7, TOKENS], dtype=torch.int32)
         positions = torch.tensor([*range(7), *range(TOKENS - 7)])
         self.layout = Layout(positions, cu, 1 / 10000 ** (torch.arange(0, 8, 2) / 8))
-        self.optimizer = MixedAdamW(self.block, REPORT.optimizer, torch.bfloat16)
+        self.optimizer = MixedAdamW(
+            self.block, REPORT.optimizer, torch.bfloat16, step_quantizes=step_quantizes
+        )
 
     def forward_backward(self) -> dict[str, torch.Tensor]:
         """Loss, output, and every gradient."""
@@ -193,16 +195,51 @@ def test_the_reference_follows_the_model():
     print(f"reference {ours[0]:.5f} -> {ours[-1]:.5f}, modelled {losses[0]:.5f} -> {losses[-1]:.5f}")
 
 
-def test_weights_are_quantised_once_per_step_in_the_whole_layer():
-    layer = Layer()
-    with verify_weights():
-        layer.train(3, micro_batches=2)
-    counts = {
-        f"{name}.{weight}": cache.refreshes
+def caches(layer: Layer) -> dict[str, Fp8WeightCache]:
+    return {
+        f"{name}.{weight}": cache
         for name, module in layer.block.named_modules()
         for weight, cache in getattr(module, "weight_caches", {}).items()
     }
-    assert len(counts) == 8 and set(counts.values()) == {3}
+
+
+@pytest.mark.parametrize("step_quantizes", [True, False])
+def test_weights_are_quantised_once_per_step_in_the_whole_layer(step_quantizes):
+    """By the step, and once before the first; or by the first use after each."""
+    layer = Layer(step_quantizes)
+    with verify_weights():
+        layer.train(3, micro_batches=2)
+    counts = {name: cache.refreshes for name, cache in caches(layer).items()}
+    assert len(counts) == 8 and set(counts.values()) == {4 if step_quantizes else 3}
+
+
+@pytest.mark.parametrize("backend", ["modelled", *KERNELS])
+def test_a_step_that_quantises_has_the_bits_of_one_that_does_not(backend, monkeypatch):
+    need_kernels(backend)
+    results = []
+    for step_quantizes in (True, False):
+        with (
+            attention_by_reference(monkeypatch),
+            deepseek_ops.backend(backend),
+            deepseek_ops.emulation(seed=3),
+        ):
+            layer = Layer(step_quantizes)
+            losses = layer.train(2)
+            by_step = {name: cache.refreshes for name, cache in caches(layer).items()}
+            assert set(by_step.values()) == {3 if step_quantizes else 2}
+            for module in layer.block.modules():
+                for name, cache in getattr(module, "weight_caches", {}).items():
+                    cache(getattr(module, name))  # the step's copies, or made now
+            results.append(
+                (losses, layer.state(), {name: (*c._fprop, *c._dgrad) for name, c in caches(layer).items()})
+            )
+    (losses, state, copies), (plain_losses, plain_state, plain_copies) = results
+    assert losses == plain_losses
+    assert_equal_bits(state, plain_state)
+    assert copies.keys() == plain_copies.keys()
+    for name, parts in copies.items():
+        for a, b in zip(parts, plain_copies[name], strict=True):
+            assert torch.equal(a.view(torch.uint8), b.view(torch.uint8)), name
 
 
 def test_it_calls_ops_and_no_linear_algebra_of_torch():

@@ -12,7 +12,9 @@ from deepseek_ops.nn import (
     Fp8MLP,
     Fp8WeightCache,
     StaleWeightError,
+    caches_of,
     refresh_weights,
+    stepping,
     verify_weights,
 )
 from deepseek_ops.nn import weights as weights_module
@@ -243,3 +245,103 @@ def test_capturing_a_graph_with_a_changed_weight_is_refused(monkeypatch):
     master._version = 1
     with pytest.raises(StaleWeightError, match="CUDA graph"):
         cache(master)
+
+
+# --- copies that the optimizer's step makes ---------------------------------------------------------------------------
+
+
+class Stepped:
+    """A module and an optimizer whose step makes the FP8 copies."""
+
+    def __init__(self, module):
+        self.module = module
+        self.names = [name for name, _ in module.named_parameters()]
+        self.moments = [[torch.zeros_like(p) for p in module.parameters()] for _ in range(2)]
+
+    def step(self, scale=1.0, lr=0.1):
+        masters = [p.detach() for p in self.module.parameters()]
+        caches = caches_of(self.module)
+        with stepping(masters, [caches.get(name) for name in self.names]) as copies:
+            grads = [p.grad for p in self.module.parameters()]
+            adamw_(masters, grads, *self.moments, lr=lr, step=1, grad_scale=scale, fp8_out=copies)
+        self.module.zero_grad(set_to_none=True)
+        return copies
+
+
+def test_the_step_makes_the_copies_that_exist(monkeypatch):
+    linear = Fp8Linear(200, 136)
+    stepped = Stepped(linear)
+    linear.weight.grad = torch.randn(136, 200)
+    assert stepped.step() == [None] and refreshes(linear) == 0  # nobody has used it yet
+    before = snapshot(linear)
+    linear(torch.randn(4, 200)).sum().backward()
+    memory = [t.data_ptr() for t in linear.fp8_weight()]
+    stepped.step()
+    assert refreshes(linear) == 2
+
+    def never(*args):
+        raise AssertionError("quantised again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(weights_module, "quantize_128x128", never)
+        patch.setattr(weights_module, "transpose_128x128", never)
+        assert not torch.equal(snapshot(linear)[0], before[0])
+        assert [t.data_ptr() for t in linear.fp8_weight()] == memory
+    assert_fresh(linear)
+    with verify_weights():
+        linear(torch.randn(4, 200))
+
+
+def test_without_the_transpose_it_is_made_when_asked_for():
+    linear = Fp8Linear(64, 32)
+    linear.weight_caches["weight"](linear.weight, transposed=False)
+    linear.weight.grad = torch.randn(32, 64)
+    (copies,) = Stepped(linear).step()
+    assert copies.q_t is None
+    assert_fresh(linear)
+
+
+def test_a_skipped_step_leaves_fresh_copies():
+    """Even where the master had changed since its copies were made: by an average swapped in and out, for one."""
+    linear = Fp8Linear(64, 32)
+    linear(torch.randn(2, 64)).sum().backward()
+    with torch.no_grad():
+        linear.weight.mul_(3)
+    Stepped(linear).step(scale=torch.tensor(float("nan")))
+    with verify_weights():
+        linear(torch.randn(2, 64))
+    assert_fresh(linear)
+
+
+@pytest.mark.parametrize("how", ["write", "replace", "fail"])
+def test_what_happens_after_or_in_the_step_is_seen(how):
+    linear = Fp8Linear(64, 32)
+    linear(torch.randn(2, 64)).sum().backward()
+    stepped = Stepped(linear)
+    if how == "fail":
+        with pytest.raises(ValueError):
+            stepped.step(lr=-1.0)
+    else:
+        stepped.step()
+    with torch.no_grad():
+        if how == "write":
+            linear.weight.add_(1)
+        elif how == "replace":
+            linear.weight = torch.nn.Parameter(torch.randn(32, 64))
+    assert_fresh(linear)
+
+
+def test_stacks_and_shared_masters():
+    """Experts' weights are stacks; of two modules with one master, one has its copies made by the step."""
+    experts, one, two = Fp8Experts(2, 32, 16), Fp8Linear(48, 16), Fp8Linear(48, 16)
+    two.weight = one.weight
+    model = torch.nn.ModuleList([experts, one, two])
+    refresh_weights(model)
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    stepped = Stepped(model)
+    assert stepped.names == ["0.gate_up", "0.down", "1.weight"]
+    stepped.step()
+    assert refresh_weights(model) == 1
+    with verify_weights():
+        assert refresh_weights(model) == 0

@@ -1,5 +1,5 @@
 // The arithmetic of wgmma for ctypes.
-#include "tensor_core.h"  // found by -I, so that a test can build a changed copy
+#include "../../../csrc/emulator/tensor_core.h"
 
 using namespace emulator;
 

@@ -129,7 +129,8 @@ def test_a_report_says_how_to_replay_it(planted, case, bug):
 def test_another_process_replays_the_same_run(planted):
     """Addresses differ there, decisions and reports do not."""
     code = (
-        f"import sys; sys.path.insert(0, {str(KERNELS.parent)!r}); import planted; p = planted.Planted()\n"
+        f"import ctypes, sys; sys.path.insert(0, {str(KERNELS.parent)!r}); import planted\n"
+        f"p = planted.Planted(ctypes.CDLL({planted.library._name!r}))\n"
         "print(repr([(p.run(c, b, 7), p.digest()) for c, b in [('gemm', 4), ('cluster_ring', 0), ('communication', 4)]]))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

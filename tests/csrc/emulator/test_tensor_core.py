@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-import shutil
 import struct
-import subprocess
 import time
 from fractions import Fraction
 from functools import cache
@@ -17,9 +15,9 @@ import pytest
 import torch
 
 from deepseek_ops.reference.tensor_core import tensor_core_accumulate
+from tests.csrc import building
+from tests.csrc.emulator.planted import EMULATOR
 
-ROOT = Path(__file__).parents[3]
-EMULATOR = ROOT / "csrc" / "emulator"
 DRIVER = Path(__file__).with_name("tensor_core_test.cpp")
 
 E4M3, E5M2, BF16, F16 = range(4)  # hopper::Operand
@@ -36,27 +34,13 @@ pair_of_formats = pytest.mark.parametrize("pair", PAIRS, ids=lambda p: f"{NAMES[
 # ---- the library -----------------------------------------------------------------------------------------------
 
 
-def build(source: Path, library: Path, *flags: str) -> ctypes.CDLL:
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no g++")
-    command = [
-        compiler,
-        "-std=c++20",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-ffp-contract=off",
-        "-DHOPPER_EMULATED",
-    ]
-    command += [*flags, "-shared", "-fPIC", f"-I{EMULATOR}", "-o", str(library), str(DRIVER), str(source)]
-    subprocess.run(command, check=True)
-    return ctypes.CDLL(str(library))
+def build(source: Path, *extra: str) -> ctypes.CDLL:
+    return building.library("tensor_core", [DRIVER, source], extra=extra, runtime=False)
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory) -> ctypes.CDLL:
-    return build(EMULATOR / "tensor_core.cpp", tmp_path_factory.mktemp("emulator") / "tensor_core.so", "-O2")
+def library() -> ctypes.CDLL:
+    return build(EMULATOR / "tensor_core.cpp", *building.STRICT)
 
 
 @pytest.fixture(autouse=True)
@@ -418,7 +402,7 @@ def test_planted_errors_are_seen(name, tmp_path):
     text = (EMULATOR / "tensor_core.cpp").read_text()
     assert text.count(right) == 1, "the planted error no longer fits the source"
     (tmp_path / "tensor_core.cpp").write_text(text.replace(right, wrong))
-    library = build(tmp_path / "tensor_core.cpp", tmp_path / "planted.so", "-O0", "-Wno-error", "-w")
+    library = build(tmp_path / "tensor_core.cpp", "-O0", "-w", f"-I{EMULATOR}")  # quick to compile
     assert library.set_level(1)
     for form in forms:
         assert not agrees(library, pairs=((form, form),)), NAMES[form]

@@ -6,8 +6,6 @@ import ctypes
 import itertools
 import math
 import re
-import shutil
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-ROOT = Path(__file__).parents[3]
+from tests.csrc import building
+from tests.csrc.building import ROOT
+from tests.csrc.emulator.planted import EMULATOR
+
 SOURCE = Path(__file__).with_name("tensor_map_test.cpp")
 
 # In the order of hopper::Element, hopper::Reduce.
@@ -44,8 +45,7 @@ class FlatSpec(ctypes.Structure):
     )
 
 
-def load(path: Path) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(path))
+def typed(library: ctypes.CDLL) -> ctypes.CDLL:
     for name in ("make_map", "make_map_2d", "make_map_shape", "decode_map", "copy_box", "legal"):
         if hasattr(library, name):
             getattr(library, name).restype = ctypes.c_char_p
@@ -55,38 +55,15 @@ def load(path: Path) -> ctypes.CDLL:
 
 
 @pytest.fixture(scope="module")
-def emulated(tmp_path_factory) -> ctypes.CDLL:
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no g++")
-    library = tmp_path_factory.mktemp("emulated") / "tensor_map.so"
-    command = [
-        compiler,
-        "-std=c++20",
-        "-O2",
-        "-DHOPPER_EMULATED",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-Wno-psabi",
-    ]
-    command += ["-ffp-contract=off", "-shared", "-fPIC", "-o", str(library), str(SOURCE)]
-    command += [str(ROOT / f"csrc/emulator/{name}.cpp") for name in ("tensor_map", "reduction")]
-    subprocess.run(command, check=True)
-    return load(library)
+def emulated() -> ctypes.CDLL:
+    parts = [EMULATOR / f"{name}.cpp" for name in ("tensor_map", "reduction")]
+    return typed(building.library("tensor_map", [SOURCE, *parts], extra=building.STRICT, runtime=False))
 
 
 @pytest.fixture(scope="module")
-def device(tmp_path_factory) -> ctypes.CDLL:
+def device() -> ctypes.CDLL:
     """make_tensor_map as the GPU build has it. Loading it proves that it needs no libcuda."""
-    nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-    if nvcc is None:
-        pytest.skip("no nvcc")
-    library = tmp_path_factory.mktemp("device") / "tensor_map.so"
-    command = [nvcc, "-std=c++20", "-gencode=arch=compute_90a,code=sm_90a", "-Werror", "all-warnings"]
-    command += ["-x", "cu", "-shared", "-Xcompiler", "-fPIC,-Wall,-Wextra", "-o", str(library), str(SOURCE)]
-    subprocess.run(command, check=True)
-    return load(library)
+    return typed(building.device_library("tensor_map_device", SOURCE))
 
 
 @pytest.fixture(params=["emulated", "device"])

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[3]
-EMULATOR = ROOT / "csrc" / "emulator"
+from tests.csrc import building
+from tests.csrc.emulator.planted import EMULATOR
+
 DRIVER = Path(__file__).with_name("wgmma_operands_test.cpp")
 
 E4M3, E5M2, BF16, F16 = range(4)  # hopper::Operand
@@ -30,14 +29,8 @@ BEGIN, END = 1024, 1024 + 200 * 1024
 every_swizzle = pytest.mark.parametrize("swizzle", [NONE, B32, B64, B128], ids=NAMES)
 
 
-def build(source: Path, library: Path, *flags: str) -> ctypes.CDLL:
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no g++")
-    command = [compiler, "-std=c++20", "-Wall", "-Wextra", "-Werror", "-DHOPPER_EMULATED", f"-I{EMULATOR}"]
-    command += [*flags, "-shared", "-fPIC", "-o", str(library), str(DRIVER), str(source)]
-    subprocess.run(command, check=True)
-    loaded = ctypes.CDLL(str(library))
+def build(source: Path, *extra: str) -> ctypes.CDLL:
+    loaded = building.library("wgmma_operands", [DRIVER, source], extra=extra, runtime=False)
     loaded.gather.restype = ctypes.c_char_p
     loaded.encode.restype = ctypes.c_uint64
     loaded.touches.restype = loaded.swizzle_address.restype = ctypes.c_uint32
@@ -45,8 +38,8 @@ def build(source: Path, library: Path, *flags: str) -> ctypes.CDLL:
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory) -> ctypes.CDLL:
-    return build(EMULATOR / "wgmma_operands.cpp", tmp_path_factory.mktemp("emulator") / "operands.so", "-O2")
+def library() -> ctypes.CDLL:
+    return build(EMULATOR / "wgmma_operands.cpp", *building.STRICT)
 
 
 # ---- the model ---------------------------------------------------------------------------------------------------
@@ -412,7 +405,7 @@ def test_planted_errors_are_seen(name, memory, tmp_path):
     text = (EMULATOR / "wgmma_operands.cpp").read_text()
     assert text.count(right) == 1, "the planted error no longer fits the source"
     (tmp_path / "wgmma_operands.cpp").write_text(text.replace(right, wrong))
-    library = build(tmp_path / "wgmma_operands.cpp", tmp_path / "planted.so", "-O0", "-w")
+    library = build(tmp_path / "wgmma_operands.cpp", "-O0", "-w", f"-I{EMULATOR}")  # quick to compile
 
     def everything():
         test_descriptors_hold_what_the_table_says(library)

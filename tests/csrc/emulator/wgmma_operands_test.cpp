@@ -1,11 +1,11 @@
 // Operands of wgmma in shared memory, register fragments and the swizzle for ctypes.
-#include "wgmma_operands.h"  // found by -I, so that a test can build a changed copy
+#include "../../../csrc/emulator/wgmma_operands.h"
 
 #include <cstring>
 #include <vector>
 
-#include "fragments.h"
-#include "swizzle.h"
+#include "../../../csrc/emulator/fragments.h"
+#include "../../../csrc/emulator/swizzle.h"
 
 using namespace emulator;
 

@@ -11,7 +11,8 @@ import torch
 
 from deepseek_ops import quantize as quant
 from deepseek_ops.reference.gemm import fp8_gemm as reference
-from tests.csrc.emulator.planted import ROOT, build, emulator_sources
+from tests.csrc import building
+from tests.csrc.building import ROOT
 
 BF16, FP32 = torch.bfloat16, torch.float32
 DENSE, GROUPED, MASKED = range(3)
@@ -48,18 +49,12 @@ class Run(ctypes.Structure):
 @functools.cache
 def library() -> ctypes.CDLL:
     """The kernels with every access watched; a run decides whether it is checked."""
-    here, csrc = Path(__file__).parent, ROOT / "csrc"
-    path = build(
-        ROOT / "build" / "fp8_grouped",
-        [
-            *emulator_sources(),
-            ROOT / "tests/csrc/drop_sites.cpp",
-            csrc / "common/tile_chooser.cpp",
-            here / "fp8_grouped_driver.cpp",
-        ],
+    csrc = ROOT / "csrc"
+    loaded = building.library(
+        "fp8_grouped",
+        [csrc / "common/tile_chooser.cpp", Path(__file__).with_name("fp8_grouped_driver.cpp")],
         [csrc / f"gemm/{name}.cu" for name in ("fp8_gemm", "fp8_gemm_grouped", "fp8_gemm_masked")],
     )
-    loaded = ctypes.CDLL(str(path))
     loaded.fp8_gemms_on_emulator.restype = ctypes.c_char_p
     return loaded
 

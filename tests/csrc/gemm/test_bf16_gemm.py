@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.csrc import building
+from tests.csrc.building import ROOT
 
 from .bf16_problem import (
     BF16,
@@ -24,7 +27,6 @@ from .bf16_problem import (
     ROWS_BY_OFFSETS,
     Problem,
 )
-from .test_fp8_gemm import ROOT, WATCHED, compile_all
 
 TILES = [(256, 128), (128, 256), (128, 192), (128, 128), (64, 256), (64, 128)]
 MAJORS = ("kk", "km", "mk", "mm")  # of A and B: K or rows contiguous
@@ -34,36 +36,27 @@ by_cluster = pytest.mark.parametrize("multicast", MULTICAST)
 by_major = pytest.mark.parametrize("majors", MAJORS)
 
 
-@pytest.fixture(scope="module")
-def objects(tmp_path_factory) -> Path:
-    """A folder with all objects; the kernel's own file once plain and once with every access watched."""
-    folder = tmp_path_factory.mktemp("bf16_gemm")
-    kernel = ROOT / "csrc/gemm/bf16_gemm.cu"
-    rest = [*sorted((ROOT / "csrc/emulator").glob("*.cpp")), ROOT / "csrc/common/tile_chooser.cpp"]
-    rest.append(Path(__file__).with_name("bf16_gemm_driver.cpp"))
-    jobs = [(kernel, folder / "plain.o", []), (kernel, folder / "watched.o", WATCHED)]
-    compile_all(jobs + [(source, folder / f"{source.stem}.rest.o", []) for source in rest])
-    return folder
-
-
-def link(folder: Path, kernel: str) -> ctypes.CDLL:
-    library = folder / f"{kernel}.so"
-    # The emulator first: of inline functions that both contain, the linker keeps the copy that is not watched.
-    parts = [*folder.glob("*.rest.o"), folder / f"{kernel}.o"]
-    subprocess.run(["g++", "-shared", *map(str, parts), "-o", str(library), "-ldl"], check=True)
-    loaded = ctypes.CDLL(str(library))
+@functools.cache
+def library(checked: bool) -> ctypes.CDLL:
+    """Emulator, kernel and the C face; the kernel with every access watched, or plain, which runs faster."""
+    host = [ROOT / "csrc/common/tile_chooser.cpp", Path(__file__).with_name("bf16_gemm_driver.cpp")]
+    kernels = [ROOT / "csrc/gemm/bf16_gemm.cu"]
+    if checked:
+        loaded = building.library("bf16_gemm_checked", host, kernels)
+    else:
+        loaded = building.library("bf16_gemm_plain", [*host, *kernels])
     loaded.bf16_gemm_on_emulator.restype = ctypes.c_char_p
     return loaded
 
 
 @pytest.fixture(scope="module")
-def plain(objects) -> ctypes.CDLL:
-    return link(objects, "plain")
+def plain() -> ctypes.CDLL:
+    return library(checked=False)
 
 
 @pytest.fixture(scope="module")
-def checked(objects) -> ctypes.CDLL:
-    return link(objects, "watched")
+def checked() -> ctypes.CDLL:
+    return library(checked=True)
 
 
 # Ragged on every side; more tiles than SMs; a tail of K; no K at all; odd strides and an odd base of D.

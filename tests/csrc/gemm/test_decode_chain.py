@@ -10,7 +10,9 @@ import torch
 import deepseek_ops
 from deepseek_ops import gemm
 from deepseek_ops import quantize as quant
-from tests.csrc.emulator.planted import FOLDER, ROOT, build, emulator_sources, rules_in
+from tests.csrc import building
+from tests.csrc.building import ROOT
+from tests.csrc.emulator.planted import rules_in
 
 M, N, K, BLOCKS = 5, 136, 528, 5
 
@@ -28,9 +30,9 @@ class Chain(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def library() -> ctypes.CDLL:
-    sources = [*emulator_sources(), ROOT / "tests/csrc/gemm/decode_chain_driver.cpp"]
+    driver = ROOT / "tests/csrc/gemm/decode_chain_driver.cpp"
     kernels = [ROOT / "csrc/gemm/fp8_decode.cu", ROOT / "csrc/quantize/quantize_rows.cu"]
-    loaded = ctypes.CDLL(str(build(FOLDER, sources, kernels, name="decode_chain")))
+    loaded = building.library("decode_chain", [driver], kernels)
     loaded.decode_chain.restype = ctypes.c_char_p
     return loaded
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,9 @@ import torch
 
 from deepseek_ops import quantize as quant
 from deepseek_ops.reference.gemm import fp8_gemm as reference
+from tests.csrc import building
+from tests.csrc.building import ROOT
 
-ROOT = Path(__file__).parents[3]
 BF16, FP32 = torch.bfloat16, torch.float32
 TILES = [
     (256, 128),
@@ -60,65 +60,27 @@ class Call(ctypes.Structure):
     )
 
 
-EMULATED = ["-std=c++20", "-O2", "-fPIC", "-DHOPPER_EMULATED", "-ffp-contract=off", "-Wno-psabi", "-x", "c++"]
-WATCHED = [
-    "-g",
-    "-fsanitize=thread",
-    "--param",
-    "tsan-instrument-func-entry-exit=0",
-]  # every access of the kernel
-
-
-def compile_all(jobs: list[tuple[Path, Path, list[str]]]) -> None:
-    """(source, object, flags), two at a time."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no g++")
-    compiler = [shutil.which("ccache"), compiler] if shutil.which("ccache") else [compiler]
-    for i in range(0, len(jobs), 2):
-        running = [
-            subprocess.Popen(
-                [*compiler, *EMULATED, *flags, "-c", str(source), "-o", str(target)],
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for source, target, flags in jobs[i : i + 2]
-        ]
-        for process in running:
-            _, errors = process.communicate()
-            assert process.returncode == 0, errors
-
-
-@pytest.fixture(scope="module")
-def objects(tmp_path_factory) -> Path:
-    """A folder with all objects; the kernel's own file once plain and once with every access watched."""
-    folder = tmp_path_factory.mktemp("fp8_gemm")
-    kernel = ROOT / "csrc/gemm/fp8_gemm.cu"
-    rest = [*sorted((ROOT / "csrc/emulator").glob("*.cpp")), ROOT / "csrc/common/tile_chooser.cpp"]
-    rest.append(Path(__file__).with_name("fp8_gemm_driver.cpp"))
-    jobs = [(kernel, folder / "plain.o", []), (kernel, folder / "watched.o", WATCHED)]
-    compile_all(jobs + [(source, folder / f"{source.stem}.rest.o", []) for source in rest])
-    return folder
-
-
-def link(folder: Path, kernel: str) -> ctypes.CDLL:
-    library = folder / f"{kernel}.so"
-    # The emulator first: of inline functions that both contain, the linker keeps the copy that is not watched.
-    parts = [*folder.glob("*.rest.o"), folder / f"{kernel}.o"]
-    subprocess.run(["g++", "-shared", *map(str, parts), "-o", str(library), "-ldl"], check=True)
-    loaded = ctypes.CDLL(str(library))
+@functools.cache
+def library(checked: bool) -> ctypes.CDLL:
+    """Emulator, kernel and the C face; the kernel with every access watched, or plain, which runs faster."""
+    host = [ROOT / "csrc/common/tile_chooser.cpp", Path(__file__).with_name("fp8_gemm_driver.cpp")]
+    kernels = [ROOT / "csrc/gemm/fp8_gemm.cu"]
+    if checked:
+        loaded = building.library("fp8_gemm_checked", host, kernels)
+    else:
+        loaded = building.library("fp8_gemm_plain", [*host, *kernels])
     loaded.fp8_gemm_on_emulator.restype = ctypes.c_char_p
     return loaded
 
 
 @pytest.fixture(scope="module")
-def plain(objects) -> ctypes.CDLL:
-    return link(objects, "plain")
+def plain() -> ctypes.CDLL:
+    return library(checked=False)
 
 
 @pytest.fixture(scope="module")
-def checked(objects) -> ctypes.CDLL:
-    return link(objects, "watched")
+def checked() -> ctypes.CDLL:
+    return library(checked=True)
 
 
 def padded(x: torch.Tensor, multiple: int) -> torch.Tensor:

@@ -7,8 +7,6 @@ import functools
 import itertools
 import mmap
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,9 +15,10 @@ import torch
 from deepseek_ops import quantize as quant
 from deepseek_ops._gemm_checks import FP8_WGRAD_TILES as TILES
 from deepseek_ops.reference.gemm import fp8_wgrad as reference
-from tests.csrc.emulator.planted import build, emulator_sources
+from tests.csrc import building
+from tests.csrc.building import ROOT
 
-from .test_fp8_gemm import BF16, EAGER, FP32, LAZY, MULTICAST, RANDOM, ROOT, padded
+from .test_fp8_gemm import BF16, EAGER, FP32, LAZY, MULTICAST, RANDOM, padded
 
 by_tile = pytest.mark.parametrize("tile", TILES, ids=lambda t: f"{t[0]}x{t[1]}")
 by_cluster = pytest.mark.parametrize("multicast", MULTICAST)
@@ -40,13 +39,8 @@ class Call(ctypes.Structure):
 @functools.cache
 def library() -> ctypes.CDLL:
     """Emulator, kernel with every access watched, and the C face; built once per change, for the mutation run as well."""
-    sources = [
-        *emulator_sources(),
-        ROOT / "tests/csrc/drop_sites.cpp",
-        Path(__file__).with_name("fp8_wgrad_driver.cpp"),
-    ]
-    built = build(ROOT / "build" / "fp8_wgrad", sources, [ROOT / "csrc/gemm/fp8_wgrad.cu"])
-    loaded = ctypes.CDLL(str(built))
+    driver, kernel = Path(__file__).with_name("fp8_wgrad_driver.cpp"), ROOT / "csrc/gemm/fp8_wgrad.cu"
+    loaded = building.library("fp8_wgrad", [driver], [kernel])
     for name in ("fp8_wgrad_on_emulator", "fp8_wgrad_choice_on", "drop_sites"):
         getattr(loaded, name).restype = ctypes.c_char_p
     return loaded
@@ -315,26 +309,14 @@ def test_offsets_of_elements_beyond_32_bits():
         assert torch.equal(got, small.of(small.expected)[g, row])
 
 
-def test_schedule_visits_every_tile_once_and_reads_only_slices_that_exist(tmp_path):
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no g++")
-    program, source = tmp_path / "wgrad_tile_test", Path(__file__).with_name("wgrad_tile_test.cpp")
-    strict = [
-        "-std=c++17",
-        "-O1",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
+def test_schedule_visits_every_tile_once_and_reads_only_slices_that_exist():
+    source = Path(__file__).with_name("wgrad_tile_test.cpp")
+    undefined = [
+        *building.STRICT,
         "-fsanitize=undefined",
         "-fno-sanitize-recover",
-    ]
-    built = subprocess.run(
-        [compiler, *strict, str(source), "-o", str(program)], capture_output=True, text=True, check=False
-    )
-    assert built.returncode == 0, built.stderr
-    result = subprocess.run([program], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout[:4000] + result.stderr[:4000]
+    ]  # sums of offsets must not overflow
+    building.output_of(building.program("wgrad_tiles", [source], undefined))
 
 
 # What the cost model chooses on 132 SMs: [M, N] of D by tokens, fp32; /a and /b: the cluster of two that shares A or B.

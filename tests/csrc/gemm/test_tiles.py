@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.csrc import building
+from tests.csrc.building import ROOT, output_of
+
 M = (64, 128, 512, 4096, 16384)
 # What the cost model chooses on 132 SMs for the dense shapes of DeepSeek-V3, (N, K) by M; /a and /b: the cluster of two
 # that shares A or B. A change of the model shows up here, and must be meant.
@@ -55,28 +55,18 @@ PINNED_GROUPS: dict[tuple[int, int], dict[int, str]] = {
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory) -> Path:
-    compiler = shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    path = tmp_path_factory.mktemp("tiles") / "tile_test"
+def program() -> Path:
     sources = [Path(__file__).with_name("tile_test.cpp"), ROOT / "csrc/common/tile_chooser.cpp"]
-    strict = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror"]
-    command = [compiler, *strict, *map(str, sources), "-o", str(path)]
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr
-    return path
+    return building.program("tiles", sources, building.STRICT)
 
 
 def test_every_tile_once_and_clusters_within_groups(program):
-    result = subprocess.run([program], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout[:4000]
+    output_of(program)
 
 
 def test_choices_for_v3_shapes_are_pinned(program):
-    result = subprocess.run([program, "choices"], capture_output=True, text=True, check=True)
     chosen: dict[tuple[int, int], list[str]] = {}
-    for line in result.stdout.splitlines():
+    for line in output_of(program, "choices").splitlines():
         m, n, k, tile = line.split()
         assert int(m) == M[len(chosen.setdefault((int(n), int(k)), []))]
         chosen[int(n), int(k)].append(tile)
@@ -84,9 +74,8 @@ def test_choices_for_v3_shapes_are_pinned(program):
 
 
 def test_choices_for_v3_experts_are_pinned(program):
-    result = subprocess.run([program, "grouped"], capture_output=True, text=True, check=True)
     chosen: dict[tuple[int, int], dict[int, list[str]]] = {}
-    for line in result.stdout.splitlines():
+    for line in output_of(program, "grouped").splitlines():
         groups, rows, n, k, tile = line.split()
         tiles = chosen.setdefault((int(n), int(k)), {}).setdefault(int(groups), [])
         assert int(rows) == ROWS[len(tiles)]

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-from pathlib import Path
 
-import pytest
-
+from bench.kernels import families
 from deepseek_ops._gemm_checks import FP8_WGRAD_TILES
-
-from .test_resources import ROOT, nvdisasm
+from tests.csrc import building
 
 VARIANTS = {
     f"{rows}x{columns} {d} x{cluster}": columns // (2 if rows == 64 else 1)
@@ -30,58 +25,28 @@ def variant(mangled: str) -> str | None:
     return f"{rows}x{columns} {'fp32' if d == 'f' else 'bf16'} x{cluster}"
 
 
-@pytest.fixture(scope="module")
-def build(tmp_path_factory) -> tuple[str, Path]:
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        pytest.skip("no nvcc")
-    cubin = tmp_path_factory.mktemp("fp8_wgrad") / "fp8_wgrad.cubin"
-    arch = "-gencode=arch=compute_90a,code=sm_90a"
-    source = str(ROOT / "csrc/gemm/fp8_wgrad.cu")
-    command = [nvcc, "-std=c++20", "-O3", arch, "-Xptxas=-v", "-cubin", "-o", str(cubin), source]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    return result.stdout + result.stderr, cubin
-
-
-def test_no_spills_and_no_serialised_wgmma(build):
-    log, _ = build
-    assert not re.search(r"C75\d\d|serializ", log), log
-    kernels = {}
-    for block in log.split("Compiling entry function")[1:]:
-        name = variant(block)
-        registers = re.search(r"Used (\d+) registers", block)
-        spills = re.search(
-            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", block
-        )
-        if name is not None:
-            kernels[name] = (int(registers[1]), tuple(map(int, spills.groups())))
+def test_no_spills_and_no_serialised_wgmma():
+    found = {variant(kernel.mangled): kernel for kernel in building.resources("fp8_wgrad")}
+    kernels = {name: (k.registers, k.stack_bytes, k.spill_bytes) for name, k in found.items() if name}
     # 65536 registers / 384 threads; setmaxnreg moves them from there.
-    assert kernels == dict.fromkeys(VARIANTS, (168, (0, 0, 0)))
+    assert kernels == dict.fromkeys(VARIANTS, (168, 0, 0))
 
 
-def test_sass_holds_the_schedule(build):
-    tool = nvdisasm()
-    if tool is None:
-        pytest.skip("no nvdisasm (pip install nvidia-cuda-nvdisasm)")
-    text = subprocess.run([tool, "-c", str(build[1])], capture_output=True, text=True, check=True).stdout
-    sections = {variant(s.split("\n", 1)[0]): s for s in text.split("\n\t.section\t.text.")[1:]}
-    assert set(VARIANTS) <= set(sections)
+def test_sass_holds_the_schedule():
+    code = {variant(mangled): code for mangled, code in building.instructions("fp8_wgrad").items()}
     for name, columns in VARIANTS.items():
-        instructions = re.findall(
-            r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]+)", sections[name], re.MULTILINE
-        )
-        families = [i.split(".")[0] for i in instructions]
-        assert families.count("QGMMA") == 4, name
+        instructions = [i.split()[0] for i in code[name]]
+        found = families(instructions)
+        assert found["QGMMA"] == 4, name
         # A product of scales and a promotion for each element, a 16-byte load for the scales of four columns.
-        assert families.count("FFMA") == families.count("FMUL") == columns // 2, name
+        assert found["FFMA"] == found["FMUL"] == columns // 2, name
         assert instructions.count("LDS.128") == columns // 16, name
-        assert families.count("USETMAXREG") == 2 and families.count("UTMALDG") >= 3, name
-        assert {"LDGSTS", "ARRIVES", "UTMAPF"} <= set(families), name
-        assert not {"STL", "LDL"} & set(families), name
-        assert ("STSM" in families and "UTMASTG" in families) == (" bf16 " in name), name
+        assert found["USETMAXREG"] == 2 and found["UTMALDG"] >= 3, name
+        assert {"LDGSTS", "ARRIVES", "UTMAPF"} <= set(found), name
+        assert not {"STL", "LDL"} & set(found), name
+        assert ("STSM" in found and "UTMASTG" in found) == (" bf16 " in name), name
         assert any("MULTICAST" in i for i in instructions) == name.endswith("x2"), name
         # The stage of A and B is given back before the promotion reads its first scales.
-        multiplied = max(i for i, family in enumerate(families) if family == "QGMMA")
+        multiplied = max(n for n, i in enumerate(instructions) if i.startswith("QGMMA"))
         until_promotion = instructions[multiplied : instructions.index("LDS.128")]
         assert any(i.startswith("SYNCS.ARRIVE") for i in until_promotion), name

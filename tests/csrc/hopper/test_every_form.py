@@ -9,54 +9,34 @@ from __future__ import annotations
 import collections
 import ctypes
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from bench.kernels import parse_log
+from tests.csrc import building
 
 HERE = Path(__file__).parent
 SOURCE = HERE / "every_form.cu"
 HINTS = {"normal": 0, "evict_first": 1, "evict_last": 2}
 
 
-def nvdisasm() -> str | None:
-    """From the toolkit, or from the wheel nvidia-cuda-nvdisasm."""
-    wheels = [Path(p) / "nvidia/cu13/bin/nvdisasm" for p in sys.path]
-    return shutil.which("nvdisasm") or next((str(w) for w in wheels if w.exists()), None)
-
-
 @pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-    if nvcc is None:
-        pytest.skip("no nvcc: the device bodies are not compiled here")
-    cubin = tmp_path_factory.mktemp("every_form") / "every_form.cubin"
+def build() -> tuple[Path, str]:
     strict = "-Xptxas=-v,--warn-on-spills,--warn-on-local-memory-usage,-Werror"
-    flags = ["-std=c++20", "-O3", "-gencode=arch=compute_90a,code=sm_90a", "-Werror", "all-warnings", strict]
-    done = subprocess.run(
-        [nvcc, *flags, "-cubin", "-o", str(cubin), str(SOURCE)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return cubin, done.stdout + done.stderr
+    return building.device_object(SOURCE, [strict])
 
 
 @pytest.fixture(scope="module")
 def sass(build: tuple[Path, str]) -> dict[str, list[str]]:
     """Kernel: its instructions with their operands, predicates removed."""
-    tool = nvdisasm()
-    if tool is None:
-        pytest.skip("no nvdisasm: pip install nvidia-cuda-nvdisasm")
-    text = subprocess.run([tool, "-c", str(build[0])], capture_output=True, text=True, check=True).stdout
-    line = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?(.*?) *;", re.MULTILINE)
     kernels = {}
-    for section in text.split("\n\t.section\t.text.")[1:]:
-        name = re.search(r"\d(use_[a-z0-9_]+?)(?:I(.+?)EEv|E)", section.split(",", 1)[0])
+    for mangled, code in building.machine_code(build[0]).items():
+        name = re.search(r"\d(use_[a-z0-9_]+?)(?:I(.+?)EEv|E)", mangled)
         if name is not None:
             arguments = (name[2] or "").replace("LN6hopper9CacheHint", "hint")
-            kernels[name[1] + (f"<{arguments}>" if arguments else "")] = line.findall(section)
+            kernels[name[1] + (f"<{arguments}>" if arguments else "")] = code
     return kernels
 
 
@@ -77,23 +57,18 @@ def hinted(sass: dict[str, list[str]], kernel: str, hint: str) -> list[str]:
 def test_builds_without_warning_spill_or_notice(build: tuple[Path, str]) -> None:
     log = build[1]
     assert not re.search(r"\(C75\d\d\)|serialized", log), log
-    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
-    assert len(frames) > 60 and set(frames) == {("0", "0", "0")}
+    found = parse_log(log, SOURCE.name)
+    assert len(found) > 60 and not [k.name for k in found if k.stack_bytes or k.spill_bytes]
 
 
 def test_a_constant_id_reserves_that_barrier_only(build: tuple[Path, str]) -> None:
-    entries = build[1].split("Compiling entry function")[1:]
-    used = {e.split("'")[1]: int(m[1]) for e in entries if (m := re.search(r"used (\d+) barriers", e))}
+    used = {kernel.mangled: kernel.barriers for kernel in parse_log(build[1], SOURCE.name)}
     assert next(n for name, n in used.items() if "use_barrier" in name) == 4  # 0, 1, 2 and 3
     assert max(used.values()) == 4, used
 
 
 def test_host_bodies_compile_without_cuda() -> None:
-    flags = ["-std=c++20", "-DHOPPER_EMULATED", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-fsyntax-only"]
-    done = subprocess.run(
-        ["g++", *flags, "-x", "c++", str(SOURCE)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    building.objects([SOURCE], [*building.STRICT, "-O0"])  # nobody runs them
 
 
 @pytest.mark.parametrize("n", range(8, 257, 8))
@@ -290,11 +265,8 @@ def test_dependent_launch_and_clock(sass: dict[str, list[str]]) -> None:
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    library = tmp_path_factory.mktemp("packed") / "packed.so"
-    flags = ["-std=c++20", "-O2", "-DHOPPER_EMULATED", "-fPIC", "-shared", "-ffp-contract=off"]
-    subprocess.run(["g++", *flags, str(HERE / "packed_conversions.cpp"), "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library))
+def host() -> ctypes.CDLL:
+    return building.library("packed_conversions", [HERE / "packed_conversions.cpp"], runtime=False)
 
 
 def run(library: ctypes.CDLL, name: str, x: torch.Tensor, out: torch.Tensor, count: int) -> torch.Tensor:

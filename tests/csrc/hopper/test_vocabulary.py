@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.csrc import building
+
 HERE = Path(__file__).parent
 CSRC = HERE.parents[2] / "csrc"
 
@@ -35,11 +37,8 @@ def test_generated_shapes_are_up_to_date() -> None:
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    library = tmp_path_factory.mktemp("conversions") / "conversions.so"
-    flags = ["-std=c++20", "-O2", "-DHOPPER_EMULATED", "-fPIC", "-shared", "-ffp-contract=off"]
-    subprocess.run(["g++", *flags, str(HERE / "conversions.cpp"), "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library))
+def host() -> ctypes.CDLL:
+    return building.library("conversions", [HERE / "conversions.cpp"], runtime=False)
 
 
 def convert(library: ctypes.CDLL, name: str, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

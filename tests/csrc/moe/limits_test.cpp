@@ -136,8 +136,9 @@ UnpermuteBackwardArguments gradient() {
   return a;
 }
 
+constexpr int64_t kBillions = int64_t{1} << 40;
+
 void limits() {
-  constexpr int64_t kBillions = int64_t{1} << 40;
   const auto r = [](auto change) { return [=] { route(with(router(), change), nullptr); }; };
   refuses("logits: must be in 1..512", r([](auto& a) { a.experts = 513; }));
   refuses("top_k: must be in 1..32", r([](auto& a) { a.top_k = 33; }));

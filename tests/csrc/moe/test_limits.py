@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 
-import pytest
-
-ROOT = Path(__file__).parents[3]
+from tests.csrc.building import ROOT, output_of, program
 
 
-def test_limits_are_sentences_and_offsets_are_wide(tmp_path):
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no g++")
-    program = tmp_path / "limits"
-    command = [compiler, "-std=c++20", "-O0", "-DHOPPER_EMULATED", "-ffp-contract=off", "-Wno-psabi"]
-    command += ["-x", "c++", str(Path(__file__).with_name("limits_test.cpp"))]
-    command += [str(ROOT / f"csrc/moe/{name}.cu") for name in ("route", "balance", "permute", "unpermute")]
-    subprocess.run([*command, "-o", str(program)], check=True)
-    result = subprocess.run([program], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout
+def test_limits_are_sentences_and_offsets_are_wide():
+    kernels = [ROOT / f"csrc/moe/{name}.cu" for name in ("route", "balance", "permute", "unpermute")]
+    output_of(program("moe_limits", [Path(__file__).with_name("limits_test.cpp"), *kernels]))

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
-REGISTER_FILE, GRANULE = 65536, 8
+from tests.csrc import building
+
 # File: kernel -> (instantiations, threads, blocks that must fit on an SM by registers).
 KERNELS = {
     "route": {
@@ -39,30 +36,12 @@ KERNELS = {
 
 
 @pytest.mark.parametrize("file", KERNELS)
-def test_no_spills_and_enough_blocks_on_an_sm(file, tmp_path):
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        pytest.skip("no nvcc")
-    command = [nvcc, "-std=c++20", "-O3", "-gencode=arch=compute_90a,code=sm_90a"]
-    command += [
-        "-Xptxas=-v,--warn-on-spills,--warn-on-local-memory-usage",
-        "-cubin",
-        "-o",
-        str(tmp_path / "x"),
-    ]
-    result = subprocess.run(
-        [*command, str(ROOT / f"csrc/moe/{file}.cu")], capture_output=True, text=True, check=False
-    )
-    log = result.stdout + result.stderr
-    assert result.returncode == 0 and "spilled" not in log and "Local memory" not in log, log
+def test_no_spills_and_enough_blocks_on_an_sm(file):
     found = dict.fromkeys(KERNELS[file], 0)
-    for block in log.split("Compiling entry function")[1:]:
-        name = re.search(r"\d([a-z_]+_kernel)[IE]", block.split("'")[1])[1]
+    for kernel in building.resources(file):
+        name = re.search(r"\d([a-z_]+_kernel)[IE]", kernel.mangled)[1]
         _, threads, fitting = KERNELS[file][name]
         found[name] += 1
-        registers = int(re.search(r"Used (\d+) registers", block)[1])
-        assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in block, name
-        assert REGISTER_FILE // (-(-registers // GRANULE) * GRANULE * threads) >= fitting, (
-            f"{name}: {registers}"
-        )
+        assert kernel.stack_bytes == kernel.spill_bytes == 0, kernel.name
+        assert kernel.blocks_by_registers(threads) >= fitting, f"{kernel.name}: {kernel.registers} registers"
     assert found == {name: count for name, (count, _, _) in KERNELS[file].items()}

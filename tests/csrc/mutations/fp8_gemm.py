@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
-
-from tests.csrc.emulator.planted import ROOT
-from tests.csrc.gemm.test_fp8_gemm import BF16, FP32, Problem
-from tests.csrc.mutation import Kernel, Site, library, sites
+from tests.csrc.gemm.test_fp8_gemm import BF16, FP32, Problem, library
+from tests.csrc.mutation import Kernel, Site, sites
 
 
 def kernels() -> list[Kernel]:
     """Several tiles of one block and of a cluster; accumulation, so that D is read as well as written."""
-    driver = library(
-        "gemm",
-        [ROOT / "csrc/common/tile_chooser.cpp", ROOT / "tests/csrc/gemm/fp8_gemm_driver.cpp"],
-        [ROOT / "csrc/gemm/fp8_gemm.cu"],
-    )
-    driver.fp8_gemm_on_emulator.restype = ctypes.c_char_p
+    driver = library(checked=True)
 
     def kernel(name: str, shape: tuple[int, int, int], dtype, accumulate, tile, multicast) -> Kernel:
         def run(seed: int, asynchrony: int, schedule: int, drop: Site) -> str:

@@ -29,10 +29,10 @@ def kernels() -> list[Kernel]:
         ),
         kernel(
             "fp8_gemm_grouped, 64x128 bf16, 40 groups", grouped, BF16, (64, 128), "none",
-            sizes=[g % 3 * 9 for g in range(40)], n=24, k=272,
+            sizes=[g % 3 * 32 for g in range(40)], n=24, k=272,
         ),
         kernel(
             "fp8_gemm_masked, 128x160 fp32, multicast a", masked, FP32, (128, 160), "a",
-            sizes=[150, 0, 20], n=328, k=1200, room=160,
+            sizes=[150, 0, 20, *[0] * 40], n=328, k=1200, room=160,
         ),
     ]  # fmt: skip

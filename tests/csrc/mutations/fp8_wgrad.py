@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
-
-from tests.csrc.emulator.planted import ROOT
 from tests.csrc.gemm import test_fp8_wgrad as wgrad
 from tests.csrc.gemm.test_fp8_gemm import BF16, FP32
-from tests.csrc.mutation import Kernel, Site, library, sites
+from tests.csrc.mutation import Kernel, Site, sites
 
 
 def kernels() -> list[Kernel]:
     """Groups of tokens, several tiles of one block and of a cluster; accumulation, so that D is read as well."""
-    driver = library(
-        "wgrad",
-        [ROOT / "tests/csrc/gemm/fp8_wgrad_driver.cpp"],
-        [ROOT / "csrc/gemm/fp8_wgrad.cu"],
-    )
-    driver.fp8_wgrad_on_emulator.restype = ctypes.c_char_p
 
     def kernel(name: str, shape: tuple[int, int, list[int]], dtype, accumulate, tile, multicast) -> Kernel:
         def run(seed: int, asynchrony: int, schedule: int, drop: Site) -> str:
@@ -27,15 +18,15 @@ def kernels() -> list[Kernel]:
             )
             problem.checked = 1
             report = problem.run(
-                driver, tile=tile, multicast=multicast, sms=2, seed=seed, asynchrony=asynchrony, schedule=schedule,
+                tile=tile, multicast=multicast, sms=2, seed=seed, asynchrony=asynchrony, schedule=schedule,
                 drop_kind=drop[0].encode(), drop_site=drop[1].encode(),
             )  # fmt: skip
             return report or ("data" if problem.differing() else "")
 
-        return Kernel(name, run, lambda: sites(driver))
+        return Kernel(name, run, lambda: sites(wgrad.library()))
 
     return [
-        kernel("fp8_wgrad, 128x128 bf16", (136, 264, [768, 0, 512]), BF16, False, (128, 128), "none"),
+        kernel("fp8_wgrad, 128x128 bf16", (136, 136, [768, 0, 512]), BF16, False, (128, 128), "none"),
         kernel(
             "fp8_wgrad, 128x160 fp32 accumulating, multicast a",
             (136, 328, [1280]),

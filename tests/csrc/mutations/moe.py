@@ -6,8 +6,8 @@ import ctypes
 
 import torch
 
-from tests.csrc.emulator.planted import ROOT
-from tests.csrc.mutation import Kernel, Site, library, sites
+from tests.csrc.building import ROOT, library
+from tests.csrc.mutation import Kernel, Site, sites
 
 
 class MoeCall(ctypes.Structure):

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../../../csrc/optimizer/adamw.cu"
+#include "../../../csrc/optimizer/adamw_quantize.cu"
 #include "../../../csrc/optimizer/grad_norm.cu"
 
 static std::vector<std::vector<char>> calls;
@@ -25,6 +26,7 @@ void launch(const LaunchShape& shape, ThreadBody, const void* call, size_t size)
 const Identity& identity() { return self; }
 uint8_t* dynamic_smem() { std::abort(); }
 uint32_t shuffle(Shuffle, uint32_t, uint32_t, uint32_t, uint32_t, Site) { std::abort(); }
+uint32_t warp_reduce(hopper::Reduce, uint32_t, bool, uint32_t, Site) { std::abort(); }
 void barrier_sync(uint32_t, uint32_t, Site) { std::abort(); }
 void grid_dependency_wait(Site) {}
 void grid_dependency_launch(Site) {}
@@ -126,6 +128,81 @@ void far_elements() {
   check(add_squares<float>(0.0, e, static_cast<uint32_t>(tail / chunk)) == 25.0, "the squares of far gradients");
 }
 
+AdamwTensor weight(int64_t batch, int64_t rows, int64_t columns) {
+  AdamwTensor t = small(batch * rows * columns);
+  t.quantized = true;
+  t.batch = batch, t.rows = rows, t.columns = columns;
+  t.q = t.q_t = room;
+  t.scale = t.scale_t = room;
+  return t;
+}
+
+void run_quantized(const std::vector<AdamwTensor>& tensors) {
+  AdamwArguments a;
+  a.tensors = tensors.data();
+  a.tensor_count = tensors.size();
+  a.lr = 0.5;
+  a.pow2 = true;
+  calls.clear();
+  grids.clear();
+  adamw_quantize(a, nullptr);
+}
+
+// Weights past 2^32 elements, by the step of single threads of far tiles and by the addresses of their codes.
+void far_weights() {
+  const int64_t batch = 3, rows = 40000, columns = 40000, count = batch * rows * columns;
+  auto t = weight(batch, rows, columns);
+  t.param = reserve<float>(count);
+  t.grad = reserve<float>(count);
+  t.exp_avg = reserve<hopper::bf16>(count);
+  t.exp_avg_sq = reserve<hopper::bf16>(count);
+  t.weight_decay = 0.0;
+  run_quantized({small(5), t, weight(1, 200, 16), small(5)});
+  check(calls.size() == 2 && grids[0] == 2 && grids[1] == 3 * 313 * 313 + 2, "a launch of each kernel, a block for each tile");
+  const auto p = params_of<QuantizedParams>(calls[1]);
+  check(p.table.count == 2 && p.table.entries[0].step.first_index == 5 && p.table.entries[1].step.first_index == 5 + count,
+        "the noise counts through every tensor of the list");
+  check(params_of<AdamwParams>(calls[0]).table.entries[1].first_index == 5 + count + 3200, "of the other launch too");
+  check(p.rule.pow2, "pow2");
+
+  const QuantizedEntry& e = p.table.entries[0];
+  static uint4 slots[kMasterBytes / 16];
+  const quantize_kernels::OwnPatches<float> masters{slots};
+  struct Far { int64_t batch, row, column; };
+  for (const Far& far : {Far{0, 0, 0}, Far{1, 39999, 39999}, Far{2, 20000, 256}, Far{2, 39999, 39996}}) {
+    const int64_t element = (far.batch * rows + far.row) * columns + far.column;
+    t.param[element] = 1.0f;
+    static_cast<float*>(const_cast<void*>(t.grad))[element] = 2.0f;
+    const auto number = static_cast<uint32_t>((far.batch * 313 + far.row / 128) * 313 + far.column / 128);
+    check(p.table.find(number).entry == 0, "a far tile finds its weight");
+    const WeightTile tile(e, number);
+    self.thread.x = static_cast<unsigned>(far.row % 128 / 4 * 8 + far.column % 32 / 4);
+    self.block_dim.x = kThreads;
+    const uint32_t largest =
+        update_patch<true, float, hopper::bf16, hopper::bf16>(p, e, tile, quantize_kernels::Place(), masters);
+    float want_p = 1.0f, want_m = 0.0f, want_v = 0.0f;
+    adamw_element(want_p, 2.0f, want_m, want_v, p.step, 1.0f, e.step);
+    check(t.param[element] == want_p && want_p < 1.0f, "a far master");
+    check(largest == (hopper::float_bits(want_p) & 0x7FFFFFFF), "its magnitude");
+    check(tile.corner(e) == element - far.row % 128 * columns - far.column % 128, "where its tile begins");
+    check(tile.corner_t(e) == (far.batch * columns + far.column / 128 * 128) * rows + far.row / 128 * 128, "transposed");
+    check(tile.window.rows == (far.row >= 39936 ? 64 : 128) && tile.window.columns == (far.column >= 39936 ? 64 : 128),
+          "how much of it exists");
+  }
+
+  std::vector<AdamwTensor> many;
+  for (int i = 0; i < 100; ++i) many.push_back(i % 4 ? weight(1 + i % 2, 100 + i, 16) : small(i));
+  run_quantized(many);
+  check(calls.size() == 4, "75 weights in three launches, 24 other tensors in one");
+  uint32_t tiles = 0;
+  for (size_t c = 1; c < calls.size(); ++c) tiles += grids[c];
+  uint32_t want = 0;
+  for (const auto& m : many) want += m.quantized ? static_cast<uint32_t>(m.batch * ((m.rows + 127) / 128)) : 0;
+  check(tiles == want, "every tile once");
+  run_quantized({weight(0, 4, 4), weight(4, 0, 4), weight(4, 4, 0)});
+  check(calls.empty(), "empty weights");
+}
+
 void long_lists() {
   std::vector<AdamwTensor> many;
   for (int i = 0; i < 130; ++i) many.push_back(small(i % 3 ? 2048 * i + 1 : 0));
@@ -161,6 +238,7 @@ void long_lists() {
 
 int main() {
   far_elements();
+  far_weights();
   long_lists();
   const auto with = [](auto change) {
     return [=] {
@@ -175,6 +253,22 @@ int main() {
   refuses("grads: must be aligned to its elements", with([](auto& t) { t.grad = reinterpret_cast<char*>(room) + 2; }));
   refuses("exp_avg: must be fp32 or bf16; got fp64", with([](auto& t) { t.exp_avg_type = Type::fp64; }));
   refuses("exp_avg_sq: must be aligned", with([](auto& t) { t.exp_avg_sq = reinterpret_cast<char*>(room) + 1; }));
+  const auto with_copies = [](auto change) {
+    return [=] {
+      AdamwTensor t = weight(1, 4, 4);
+      change(t);
+      run_quantized({small(4), t});
+    };
+  };
+  refuses("params: must have fewer than 2^31 rows", with_copies([](auto& t) { t.rows = int64_t{1} << 31; }));
+  refuses("params: must have fewer than 2^31 columns", with_copies([](auto& t) { t.columns = int64_t{1} << 31; }));
+  refuses("params: must have fewer than 2^31 tiles", with_copies([](auto& t) { t.batch = int64_t{1} << 31; }));
+  refuses("params: must have batch * rows * columns elements", with_copies([](auto& t) { t.rows = 5; }));
+  refuses("params: must have batch * rows * columns elements", with_copies([](auto& t) { t.rows = 0; }));
+  refuses("params: must not have a negative size", with_copies([](auto& t) { t.rows = -4; }));
+  refuses("q: must not be null", with_copies([](auto& t) { t.q = nullptr; }));
+  refuses("scale: must be aligned", with_copies([](auto& t) { t.scale = nullptr; }));
+  refuses("scale_t: must be null exactly when q_t is", with_copies([](auto& t) { t.q_t = nullptr; }));
   if (failures == 0) std::printf("all limits hold\n");
   return failures != 0;
 }
