@@ -21,7 +21,8 @@ import torch
 import deepseek_ops
 from deepseek_ops._emulation import ASYNCHRONY, SCHEDULES
 from deepseek_ops._registry import absent_reason
-from tests.csrc.emulator.planted import ROOT, build, emulator_sources, rules_in
+from tests.csrc.building import ROOT
+from tests.csrc.emulator.planted import rules_in
 
 Site = tuple[str, str]  # kind, "file:line"
 
@@ -110,12 +111,6 @@ def table(name: str, outcomes: list[Outcome]) -> str:
         )
         lines.append(f"  {o.site[0]:<24} {o.site[1]:<28} {fate}")
     return "\n".join(lines)
-
-
-def library(name: str, plain: list[Path], watched: list[Path]) -> ctypes.CDLL:
-    """The emulator, a driver and kernels whose every access is watched."""
-    sources = [*emulator_sources(), ROOT / "tests/csrc/drop_sites.cpp", *plain]
-    return ctypes.CDLL(str(build(ROOT / "build" / f"mutation_{name}", sources, watched)))
 
 
 def sites(driver: ctypes.CDLL) -> list[Site]:

@@ -6,8 +6,8 @@ import ctypes
 
 import torch
 
-from tests.csrc.emulator.planted import ROOT
-from tests.csrc.mutation import Kernel, library
+from tests.csrc.building import ROOT, library
+from tests.csrc.mutation import Kernel
 from tests.csrc.mutations._calls import c_kernel, normal
 
 

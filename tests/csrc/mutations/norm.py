@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 
-from tests.csrc.emulator.planted import ROOT
-from tests.csrc.mutation import Kernel, library
+from tests.csrc.building import ROOT, library
+from tests.csrc.mutation import Kernel
 from tests.csrc.mutations._calls import c_kernel, normal
 
 
