@@ -9,6 +9,7 @@ from tests.csrc.mutation import Kernel, Site, sites
 
 def kernels() -> list[Kernel]:
     """Groups of tokens, several tiles of one block and of a cluster; accumulation, so that D is read as well."""
+
     def kernel(name: str, shape: tuple[int, int, list[int]], dtype, accumulate, tile, multicast) -> Kernel:
         def run(seed: int, asynchrony: int, schedule: int, drop: Site) -> str:
             m, n, groups = shape
