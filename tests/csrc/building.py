@@ -110,10 +110,14 @@ def device_library(name: str, source: Path) -> ctypes.CDLL:
 
 @functools.cache
 def resources(name: str) -> list[kernels.Kernel]:
-    """What ptxas made of the package's kernels in csrc's `name`.cu, as its build reported; skips where that cannot be."""
+    """What ptxas made of the package's kernels in csrc's `name`.cu, as its build reported; skips where that cannot be.
+
+    Fails where one spills, uses local memory or is serialised.
+    """
     found, log, compiled = _of_file(name)
     assert compiled.exists() and not re.search(r"\(C75\d\d\)|serialized|spilled|Local memory", log), log
     assert found, f"{name}.cu: holds no kernel"
+    assert not [kernel.name for kernel in found if kernel.stack_bytes or kernel.spill_bytes]
     return found
 
 
