@@ -60,6 +60,55 @@ def stepped(*state: Any) -> list[Tensor]:
     return [*params, *exp_avg, *exp_avg_sq, *out]
 
 
+# With FP8 copies of the weight and of its transpose, and no bf16 `out`: p 4 + 4, g 4, m 2 + 2, v 2 + 2, q 1, q_t 1.
+COPIES_BYTES = 22
+MATRICES: Shapes = [(130, 260), (576, 128)]
+
+
+def matrices_of(shapes: Shapes) -> Shapes:
+    """The weights among the tensors of a list: what FP8 modules multiply."""
+    return [shape for shape in shapes if len(shape) == 2]
+
+
+def copies_of(shapes: Shapes, device: str) -> list[tuple[Tensor, ...]]:
+    """Room for q, scale, q_t, scale_t of each weight."""
+    room = []
+    for n, k in shapes:
+        blocks = (-(-n // 128), -(-k // 128))
+        room.append(
+            (
+                torch.empty(n, k, dtype=torch.float8_e4m3fn, device=device),
+                torch.empty(blocks, device=device),
+                torch.empty(k, n, dtype=torch.float8_e4m3fn, device=device),
+                torch.empty(blocks[::-1], device=device),
+            )
+        )
+    return room
+
+
+def state_with_copies(shapes: Shapes, device: str) -> tuple[Any, ...]:
+    """As `state_of`, with FP8 copies in place of bf16 ones."""
+    params, grads, exp_avg, exp_avg_sq, _, scale = state_of(shapes, device)
+    return params, grads, exp_avg, exp_avg_sq, copies_of(shapes, device), scale
+
+
+def one_step_with_copies(
+    params: list, grads: list, exp_avg: list, exp_avg_sq: list, copies: list, scale: Tensor
+) -> None:
+    """The step that is timed."""
+    optimizer.adamw_(
+        params, grads, exp_avg, exp_avg_sq, lr=2.2e-4, step=1000, grad_scale=scale, fp8_out=copies
+    )
+
+
+def stepped_with_copies(*state: Any) -> list[Tensor]:
+    """What the step leaves, of copies."""
+    params, grads, exp_avg, exp_avg_sq = ([t.clone() for t in ts] for ts in state[:4])
+    copies = [tuple(t.clone() for t in room) for room in state[4]]
+    one_step_with_copies(params, grads, exp_avg, exp_avg_sq, copies, state[5])
+    return [*params, *exp_avg, *exp_avg_sq, *(t for room in copies for t in room)]
+
+
 def _fused(params: list, grads: list, *_: Any) -> dict[str, Call]:
     theirs = [torch.nn.Parameter(p.clone()) for p in params]
     for parameter, grad in zip(theirs, grads, strict=True):
@@ -78,17 +127,29 @@ def _total_norm(grads: list[Tensor], _: float) -> dict[str, Call]:
 
 
 def cases_of(name: str, shapes: Shapes) -> list[Case]:
-    """Both kernels on one list."""
+    """Every kernel on one list."""
     size = elements(shapes)
     return [
         Case(
             "adamw_", name, one_step, partial(state_of, shapes), partial(state_of, SAMPLE),
             pure=stepped, moved=STEP_BYTES * size, baselines=_fused,
         ),
+        *_with_copies(name, matrices_of(shapes)),
         Case(
             "clip_grad_norm", name, optimizer.clip_grad_norm, partial(gradients_of, shapes),
             partial(gradients_of, SAMPLE), moved=4 * size, baselines=_total_norm,
         ),
+    ]  # fmt: skip
+
+
+def _with_copies(name: str, weights: Shapes) -> list[Case]:
+    if not weights:
+        return []
+    return [
+        Case(
+            "adamw_quantize_", name, one_step_with_copies, partial(state_with_copies, weights),
+            partial(state_with_copies, MATRICES), pure=stepped_with_copies, moved=COPIES_BYTES * elements(weights),
+        )
     ]  # fmt: skip
 
 

@@ -92,7 +92,8 @@ def test_floors_of_the_moe_plumbing() -> None:
 
 
 def test_floor_of_the_step() -> None:
-    (step, clip) = optimizer.cases_of("x", [(1000, 3), (7,)])
+    step, copies, clip = optimizer.cases_of("x", [(1000, 3), (7,)])
+    assert copies.moved == 3000 * 22
     assert (step.floor_bytes, clip.floor_bytes) == (22 * 3007, 4 * 3007)
 
 

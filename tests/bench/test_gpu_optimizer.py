@@ -110,3 +110,61 @@ def test_adamw_graph() -> None:
         state[1][149][0] = 1.0
         captured.replay()
         assert not torch.equal(state[0][149], before[149])
+
+
+def state_with_copies() -> list[list]:
+    """params, grads, exp_avg, exp_avg_sq of weights, ragged ones and a stack, and room for their FP8 copies."""
+    generator = torch.Generator().manual_seed(5)
+    shapes = [(130, 260), (576, 7168), (3, 128, 136), (1, 1)]
+    lists: list[list] = [[torch.randn(s, generator=generator) for s in shapes] for _ in range(3)]
+    lists.append([torch.rand(s, generator=generator) for s in shapes])
+    room = []
+    for *groups, n, k in shapes:
+        blocks = (-(-n // 128), -(-k // 128))
+        codes = [torch.empty(*groups, *s, dtype=torch.float8_e4m3fn) for s in ((n, k), (k, n))]
+        room.append(
+            (codes[0], torch.empty(*groups, *blocks), codes[1], torch.empty(*groups, *reversed(blocks)))
+        )
+    return [*lists, room]
+
+
+def stepped_with_copies(*state: list) -> list[torch.Tensor]:
+    """What a step leaves, of copies."""
+    params, grads, exp_avg, exp_avg_sq = ([t.clone() for t in ts] for ts in state[:4])
+    copies = [tuple(t.clone() for t in room) for room in state[4]]
+    optimizer.adamw_(params, grads, exp_avg, exp_avg_sq, lr=1e-3, step=3, fp8_out=copies)
+    return [*params, *exp_avg, *exp_avg_sq, *(t for room in copies for t in room)]
+
+
+def cuda_state_with_copies() -> list[list]:
+    return [
+        [tuple(t.cuda() for t in x) if isinstance(x, tuple) else x.cuda() for x in xs]
+        for xs in state_with_copies()
+    ]
+
+
+def test_adamw_with_copies_bits() -> None:
+    """Masters, moments and FP8 copies have the bits of the reference on the CPU: adamw_, then quantize_128x128."""
+    need_kernel("adamw_quantize_")
+    with deepseek_ops.backend("reference"):
+        want = stepped_with_copies(*state_with_copies())
+    with deepseek_ops.backend("cuda"):
+        got = stepped_with_copies(*cuda_state_with_copies())
+    assert all(same_bits(a.cpu(), b) for a, b in zip(got, want, strict=True))
+
+
+def test_adamw_with_copies_repeat() -> None:
+    state = cuda_state_with_copies()
+    repeats(lambda: stepped_with_copies(*state))
+
+
+def test_adamw_with_copies_graph() -> None:
+    """Masters move with each replay, and their copies with them."""
+    need_kernel("adamw_quantize_")
+    state = cuda_state_with_copies()
+    with deepseek_ops.backend("cuda"):
+        captured = gpu.Captured(lambda: optimizer.adamw_(*state[:4], lr=1e-3, step=3, fp8_out=state[4]))
+        before = state[4][1][0].clone()
+        state[1][1].neg_()
+        captured.replay()
+        assert not same_bits(state[4][1][0], before)
