@@ -1,8 +1,7 @@
 """The tokenizer's files of a folder: `tokenizer.json`, which is ours as it is, and what transformers needs beside it.
 
-A released DeepSeek tokenizer passes through as the files it is. One that we trained is written with the released
-tokens and chat template as a `PreTrainedTokenizerFast`: the released class (LlamaTokenizerFast) only reads the same
-file, and transformers 5 would put Llama's pre-tokeniser in its place.
+A released DeepSeek tokenizer passes through as the files it is. One that we trained carries the released tokens and chat
+template and is a `PreTrainedTokenizerFast`, which promises nothing but to run tokenizer.json.
 """
 
 from __future__ import annotations
