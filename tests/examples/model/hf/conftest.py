@@ -57,7 +57,10 @@ class Kit:
 
         for file in [*folder.glob("*.safetensors"), *folder.glob("*.index.json")]:
             file.unlink()
-        save_file({n: t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}, folder / "model.safetensors")
+        save_file(
+            {n: t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items()},
+            folder / "model.safetensors",
+        )
 
     @staticmethod
     def header(file: Path) -> dict:

@@ -83,7 +83,9 @@ def test_transformers_computes_equal_logits_bf16(kit, ref, tmp_path):
     fp32 = ref.model(ref.config(), seed=3)
     model = Transformer(ref.config(precision="bf16"))
     load_hf_state_dict(model, to_hf_state_dict(fp32))
-    theirs = DeepseekV3ForCausalLM.from_pretrained(kit.export(kit.save(tmp_path / "run", model), tmp_path / "hf"))
+    theirs = DeepseekV3ForCausalLM.from_pretrained(
+        kit.export(kit.save(tmp_path / "run", model), tmp_path / "hf")
+    )
     assert theirs.dtype == torch.bfloat16
     bias = theirs.model.layers[1].mlp.gate.e_score_correction_bias
     assert bias.dtype == torch.float32 and torch.equal(bias, model.routers()[0].bias)
@@ -101,9 +103,22 @@ def test_transformers_computes_equal_logits_bf16(kit, ref, tmp_path):
 def test_transformers_reads_our_fp8_where_its_block_bug_does_not_bite(kit, ref, tmp_path):
     """All sides whole blocks: transformers 5.23 infers a block as rows // scale rows, which is right only then."""
     pytest.importorskip("accelerate", reason="transformers asks for it to read FP8")
-    sides = {"hidden_size": 256, "kv_lora_rank": 64, "qk_rope_head_dim": 64, "q_lora_rank": 128, "num_heads": 2}
+    sides = {
+        "hidden_size": 256,
+        "kv_lora_rank": 64,
+        "qk_rope_head_dim": 64,
+        "q_lora_rank": 128,
+        "num_heads": 2,
+    }
     sides |= {"qk_nope_head_dim": 64, "v_head_dim": 64, "dense_inner_size": 256, "expert_inner_size": 128}
-    sides |= {"num_experts": 4, "num_groups": 2, "top_groups": 1, "top_k": 2, "num_shared_experts": 1, "num_layers": 2}
+    sides |= {
+        "num_experts": 4,
+        "num_groups": 2,
+        "top_groups": 1,
+        "top_k": 2,
+        "num_shared_experts": 1,
+        "num_layers": 2,
+    }
     model = ref.model(ref.config(mtp_depth=0, precision="bf16", **sides))
     folder = kit.export(kit.save(tmp_path / "run", model), tmp_path / "hf", form="fp8")
     theirs = DeepseekV3ForCausalLM.from_pretrained(folder)
@@ -170,4 +185,7 @@ def test_dequantised_is_the_plain_formula(bits, kit, exported):
         for j in range(144):
             want[i, j] = q[i, j].float() * scale[i // 128, j // 128]
     assert bits(to_hf_state_dict(model)[name], want)
-    assert bits(to_hf_state_dict(load_model(exported["fp8"]))[name], dequantize_128x128(q, scale, dtype=torch.bfloat16))
+    assert bits(
+        to_hf_state_dict(load_model(exported["fp8"]))[name],
+        dequantize_128x128(q, scale, dtype=torch.bfloat16),
+    )

@@ -22,7 +22,9 @@ def python(code, *arguments):
     """Run code in a fresh interpreter."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def test_kill_9_leaves_nothing_that_looks_complete_and_is_continued(kit, saved, exported, tmp_path, capfd):
@@ -45,10 +47,12 @@ def test_kill_9_leaves_nothing_that_looks_complete_and_is_continued(kit, saved, 
     partial = tmp_path / ".hf.partial"
     kept = {f: f.stat().st_mtime_ns for f in partial.glob("*.safetensors")}
     assert len(kept) == 3 and len(list(partial.glob("*.tmp"))) == 1
-    with pytest.raises(UserError, match="neither model.safetensors.index.json nor model.safetensors"):
+    with pytest.raises(UserError, match=r"neither model.safetensors.index.json nor model.safetensors"):
         HfFolder(partial)
 
-    with pytest.raises(UserError, match="left it with other shard_bytes; repeat that command, or pass --fresh"):
+    with pytest.raises(
+        UserError, match="left it with other shard_bytes; repeat that command, or pass --fresh"
+    ):
         kit.export(saved, target, shard_bytes=50_000)
 
     written = []
@@ -103,7 +107,7 @@ def test_what_exists_is_never_touched(kit, saved, tmp_path):
 def test_two_writers(kit, saved, tmp_path):
     with (
         folder_module._only_writer(tmp_path / ".hf.partial"),
-        pytest.raises(UserError, match="hf.partial: another process is writing it"),
+        pytest.raises(UserError, match=r"hf.partial: another process is writing it"),
     ):
         kit.export(saved, tmp_path / "hf")
 
@@ -112,7 +116,7 @@ def test_disk_that_will_not_do_is_refused_before_work(kit, saved, tmp_path, monk
     usage = folder_module.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(folder_module.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     monkeypatch.setattr(folder_module, "write_file", lambda *_: pytest.fail("work began"))
-    with pytest.raises(UserError, match="needs 0.02 GB more and the disk has 0.00 GB free"):
+    with pytest.raises(UserError, match=r"needs 0.02 GB more and the disk has 0.00 GB free"):
         kit.export(saved, tmp_path / "hf")
 
 
@@ -139,11 +143,13 @@ def test_a_really_full_disk(kit, saved, tmp_path, monkeypatch):
     mount = tmp_path / "tmpfs"
     mount.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(mount)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode:
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("needs the right to mount a tmpfs")
     try:
         usage = folder_module.shutil.disk_usage(tmp_path)
-        monkeypatch.setattr(folder_module.shutil, "disk_usage", lambda _: usage)  # space that others take meanwhile
+        monkeypatch.setattr(
+            folder_module.shutil, "disk_usage", lambda _: usage
+        )  # space that others take meanwhile
         with pytest.raises(UserError, match="the disk is full"):
             kit.export(saved, mount / "hf", shard_bytes=60_000)
         assert not (mount / "hf").exists()
@@ -152,28 +158,33 @@ def test_a_really_full_disk(kit, saved, tmp_path, monkeypatch):
 
 
 def test_memory_is_a_block_whatever_the_model(kit, ref, tmp_path):
-    """124 MB of fp32 weights in 8 MB shards, out in FP8 and in again: the peak grows by less than one shard."""
+    """35 MB of fp32 weights, out in FP8 shards of 2 MB and in again in shards of 4 MB: the peak grows by less than one.
+
+    One matrix of experts is 8 MB here, so reading or building a whole one would show.
+    """
     model = ref.model(
-        ref.config(hidden_size=512, expert_inner_size=512, num_experts=16, vocab_size=4000, mtp_depth=1)
+        ref.config(hidden_size=256, expert_inner_size=256, num_experts=16, vocab_size=1000, mtp_depth=1)
     )
     size = sum(p.nbytes for p in model.parameters())
-    assert size > 100e6
+    assert size > 35e6
     saved = kit.save(tmp_path / "run", model)
     measure = """
-        import resource, sys
+        import re, sys
         from pathlib import Path
         import torch
         from examples.model.hf import tensors
         from examples.model.hf.export import ExportOptions, export
         from examples.model.hf.load import import_checkpoint
         torch.zeros(1).to(torch.float8_e4m3fn)
-        tensors.BLOCK_BYTES = 1 << 20
-        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        tensors.BLOCK_BYTES = 1 << 18
+        # Not getrusage: a child begins with the peak of the process that started it.
+        status = Path("/proc/self/status")
+        peak = lambda: 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1])
         source, root = map(Path, sys.argv[1:])
         def both(source, name):
-            options = ExportOptions(form="fp8", without_tokenizer=True, shard_bytes=8_000_000)
+            options = ExportOptions(form="fp8", without_tokenizer=True, shard_bytes=2_000_000)
             out = export(source, root / f"{name}-hf", options, quiet=True)
-            import_checkpoint(out, root / f"{name}-in", precision="fp32", shard_bytes=8_000_000, quiet=True)
+            import_checkpoint(out, root / f"{name}-in", precision="fp32", shard_bytes=4_000_000, quiet=True)
         both(Path(sys.argv[1]) / "warm", "warm")  # code and tables that come once
         before = peak()
         both(Path(sys.argv[1]) / "run", "big")
@@ -183,5 +194,5 @@ def test_memory_is_a_block_whatever_the_model(kit, ref, tmp_path):
     result = python(measure, tmp_path, tmp_path)
     assert result.returncode == 0, result.stderr
     shards = list((tmp_path / "big-hf").glob("*.safetensors"))
-    assert saved.exists() and len(shards) > 3
-    assert int(result.stdout) < 8_000_000, result.stdout
+    assert saved.exists() and len(shards) > 4
+    assert int(result.stdout) < 4_000_000, result.stdout
