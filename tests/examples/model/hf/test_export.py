@@ -60,12 +60,15 @@ def test_large_tensors_are_cut_between_blocks(kit, bits, ref, small, tmp_path, m
     model = ref.model(ref.config(hidden_size=144, dense_inner_size=700, precision="fp32"))
     saved = kit.save(tmp_path / "run", model)
     whole = kit.read(kit.export(saved, tmp_path / "whole", form="fp8"))
-    monkeypatch.setattr("examples.model.hf.tensors.BLOCK_BYTES", 128 * 144 * 4 * 2)
+    want = to_hf_state_dict(load_model(tmp_path / "whole", precision="fp32"))
+    monkeypatch.setattr(
+        "examples.model.hf.tensors.BLOCK_BYTES", 200 * 144 * 4
+    )  # 200 rows are no whole blocks
     cut = kit.read(kit.export(saved, tmp_path / "cut", form="fp8"))
     for name, tensor in whole.items():
         assert bits(cut[name], tensor), name
     again = to_hf_state_dict(load_model(tmp_path / "cut", precision="fp32"))
-    for name, tensor in to_hf_state_dict(load_model(tmp_path / "whole", precision="fp32")).items():
+    for name, tensor in want.items():
         assert torch.equal(again[name], tensor), name
 
 
@@ -147,6 +150,15 @@ def test_config_is_what_transformers_understands(kit, ref, tmp_path):
     rope = theirs.rope_parameters
     assert (rope["rope_type"], rope["factor"], rope["original_max_position_embeddings"]) == ("yarn", 8.0, 32)
     assert theirs.num_nextn_predict_layers == 1 and theirs.q_lora_rank == 24
+    assert load_model(folder, precision="fp32").config == model.config
+
+
+def test_model_of_dense_layers_only(kit, ref, tmp_path):
+    """Its MTP block is dense too; readers ask layer index >= first_k_dense_replace, of the MTP layer as well."""
+    model = ref.model(ref.config(num_dense_layers=3))
+    folder = kit.export(kit.save(tmp_path / "run", model), tmp_path / "hf", form="fp32")
+    assert "model.layers.3.mlp.gate_proj.weight" in kit.read(folder)
+    assert AutoConfig.from_pretrained(folder).first_k_dense_replace == 4
     assert load_model(folder, precision="fp32").config == model.config
 
 
