@@ -70,7 +70,7 @@ def pack_rows(samples: Sequence[ChatSample], rows: Sequence[Sequence[int]], seq_
 
 
 class ChatRows:
-    """Epochs of packed rows over a fixed set of samples; `batch(step)` is a function of its arguments.
+    """Epochs of packed rows over a fixed set of samples; `batches(step)` is a function of its arguments.
 
     dropped: samples that are longer than a row; they are left out whole, never cut.
     """
@@ -93,11 +93,15 @@ class ChatRows:
         """Batches of one epoch; the last may have fewer rows."""
         return math.ceil(self.rows_per_epoch / self.batch_size)
 
-    def batch(self, step: int) -> Batch:
-        """The batch of step `step`, counted from 0 over all epochs."""
+    def batches(self, step: int, micro_batch: int = 0) -> list[Batch]:
+        """The rows of step `step`, counted from 0 over all epochs, `micro_batch` at a time (0: all at once)."""
         epoch, number = divmod(step, self.steps_per_epoch)
         rows = self._plan(epoch)[number * self.batch_size : (number + 1) * self.batch_size]
-        return pack_rows(self.samples, rows, self.seq_len, self.pad)
+        size = micro_batch or len(rows)
+        return [
+            pack_rows(self.samples, rows[i : i + size], self.seq_len, self.pad)
+            for i in range(0, len(rows), size)
+        ]
 
     def _plan(self, epoch: int) -> list[list[int]]:
         if epoch != self._epoch:
