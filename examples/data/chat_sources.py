@@ -9,11 +9,11 @@ consecutive speeches of a scene. All are registry packages that pre-training rea
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from examples.data import builtin
@@ -23,7 +23,7 @@ from examples.errors import UserError
 Messages = list[dict[str, str]]
 
 # What GRPO trains on at tiny scale: one-digit sums and differences.
-SUMS: dict[str, Any] = {"min_terms": 2, "max_terms": 4, "min_digits": 1, "max_digits": 1}
+SUMS: dict[str, Any] = {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}
 HELD_OUT_EVERY = 8  # a problem is held out by the hash of its text: equal problems fall on the same side
 SPEECH_CHARS = 300
 
@@ -43,25 +43,27 @@ def is_held_out(question: str, every: int = HELD_OUT_EVERY) -> bool:
 
 def sums(count: int, seed: int, *, held_out: bool = False) -> list[Problem]:
     """`count` one-digit sums (reasoning_gym's chain_sum); held-out ones are all different and never trained on."""
+    found = list(itertools.islice(_problems(seed, held_out, 40 * count + 1000), count))
+    if len(found) < count:
+        raise UserError(f"sums: there are only {len(found)} different held-out problems; {count} were asked for")
+    return found
+
+
+def _problems(seed: int, held_out: bool, tries: int) -> Iterator[Problem]:
     import reasoning_gym  # about 1 s: only here
 
-    found: list[Problem] = []
     seen: set[str] = set()
-    dataset = reasoning_gym.create_dataset("chain_sum", size=1 << 30, seed=seed, **SUMS)
-    for index in range(200 * count + 1000):
-        if len(found) == count:
-            return found
+    dataset = reasoning_gym.create_dataset("chain_sum", size=tries, seed=seed, **SUMS)
+    for index in range(tries):
         item = dataset[index]
-        question = item["question"].strip()
-        if is_held_out(question) != held_out or (held_out and question in seen):
-            continue
-        seen.add(question)
-        found.append(Problem(question, {"answer": str(item["answer"])}))
-    raise UserError(f"sums: there are only {len(found)} different held-out problems; {count} were asked for")
+        question = f"{item['metadata']['expression']} ="  # the generator's sentence around it would be most of a sample
+        if is_held_out(question) == held_out and not (held_out and question in seen):
+            seen.add(question)
+            yield Problem(question, {"answer": str(item["answer"])})
 
 
 def _sums(seed: int) -> Iterator[Messages]:
-    for problem in sums(2048, seed):
+    for problem in _problems(seed, False, 1 << 30):
         yield chat(problem.question, problem.record["answer"])
 
 
@@ -80,7 +82,8 @@ def _worked(seed: int) -> Iterator[Messages]:
     for name, index in order:
         item = sets[name][index]
         question, worked = item["question"].strip(), item["metadata"].get("answer_cot") or item["answer"]
-        if not is_held_out(question):  # chain_sum could meet a held-out problem of `sums`
+        expression = item["metadata"].get("expression", question)
+        if not is_held_out(f"{expression} ="):  # or it could be a held-out problem of `sums` in other words
             yield chat(question, str(worked).strip())
 
 
@@ -105,7 +108,7 @@ def _dialogue(seed: int) -> Iterator[Messages]:
     pairs = []
     for scene in builtin.shakespeare():
         speeches = [" ".join(re.sub(r"_.*?_", "", s).split()) for s in _SPEECH.split(scene)[1:]]
-        pairs += [p for p in pairwise(speeches) if all(0 < len(s) <= SPEECH_CHARS for s in p)]
+        pairs += [p for p in itertools.pairwise(speeches) if all(0 < len(s) <= SPEECH_CHARS for s in p)]
     random.Random(seed).shuffle(pairs)
     for question, answer in pairs:
         yield chat(question, answer, system="Answer as in a play.")

@@ -1,6 +1,6 @@
 """The stages of the recipe, in order. A stage is one readable file: see `examples.stages.stage`."""
 
-from examples.stages import evaluate, generate, pretrain, report, sft, tokenize
+from examples.stages import evaluate, generate, grpo, pretrain, report, sft, tokenize
 from examples.stages.stage import Stage
 
 RECIPE = (
@@ -19,4 +19,7 @@ RECIPE = (
 )
 
 # Selectable by `--stages`, not part of the default recipe yet.
-OPTIONAL = (Stage("sft", ("pretrain",), sft.run, "supervised fine-tuning (section 5.1)"),)
+OPTIONAL = (
+    Stage("sft", ("pretrain",), sft.run, "supervised fine-tuning (section 5.1)"),
+    Stage("grpo", ("sft",), grpo.run, "reinforcement learning on verifiable problems (section 5.2)"),
+)
