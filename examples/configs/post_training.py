@@ -8,7 +8,7 @@ size. Where it is silent the defaults are those of the paper that it cites for G
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from examples.configs.schedules import BALANCE_ALPHA, AdamWSettings, SftSchedule
@@ -31,8 +31,8 @@ class SftConfig:
     """
 
     start: str = "pretrain"
-    schedule: SftSchedule = SftSchedule()
-    optimizer: AdamWSettings = AdamWSettings()
+    schedule: SftSchedule = field(default_factory=SftSchedule)
+    optimizer: AdamWSettings = field(default_factory=AdamWSettings)
     seq_len: int = 0
     batch_size: int = 64
     micro_batch: int = 0
@@ -79,7 +79,7 @@ class GrpoConfig:
     updates: int = 1
     minibatches: int = 1
     learning_rate: float = 1e-6
-    optimizer: AdamWSettings = AdamWSettings()
+    optimizer: AdamWSettings = field(default_factory=AdamWSettings)
     clip_low: float = 0.2
     clip_high: float = 0.2
     beta: float = 0.04

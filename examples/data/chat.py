@@ -56,7 +56,9 @@ def check_messages(messages: Any, where: str, *, answered: bool = True) -> list[
                 f"{where}: message {number}: role must be {', '.join(ROLES)}; got {message['role']!r}"
             )
         if not isinstance(message["content"], str):
-            raise UserError(f"{where}: message {number}: content must be text; got {message['content']!r:.80}")
+            raise UserError(
+                f"{where}: message {number}: content must be text; got {message['content']!r:.80}"
+            )
     turns = [message["role"] for message in messages]
     turns = turns[1:] if turns[0] == "system" else turns
     wanted = ["user", "assistant"] * (len(turns) // 2) + ["user"] * (len(turns) % 2)

@@ -45,7 +45,9 @@ def sums(count: int, seed: int, *, held_out: bool = False) -> list[Problem]:
     """`count` one-digit sums (reasoning_gym's chain_sum); held-out ones are all different and never trained on."""
     found = list(itertools.islice(_problems(seed, held_out, 40 * count + 1000), count))
     if len(found) < count:
-        raise UserError(f"sums: there are only {len(found)} different held-out problems; {count} were asked for")
+        raise UserError(
+            f"sums: there are only {len(found)} different held-out problems; {count} were asked for"
+        )
     return found
 
 
@@ -72,9 +74,7 @@ def _worked(seed: int) -> Iterator[Messages]:
 
     names = [("gsm_symbolic", 1200), ("basic_arithmetic", 400), ("chain_sum", 400)]
     sets = {
-        name: reasoning_gym.create_dataset(
-            name, size=size, seed=seed, **builtin.MATHS_SETTINGS.get(name, {})
-        )
+        name: reasoning_gym.create_dataset(name, size=size, seed=seed, **builtin.MATHS_SETTINGS.get(name, {}))
         for name, size in names
     }
     order = [(name, index) for name, size in names for index in range(size)]

@@ -87,7 +87,12 @@ def run(context: Context) -> dict[str, Any]:
     )
     first, last = trainer.run()
     print(f"  greedy held-out accuracy {first['accuracy']:.3f} -> {last['accuracy']:.3f}", flush=True)
-    return {"steps": trainer.step, "before": first, "after": last, "gain": last["accuracy"] - first["accuracy"]}
+    return {
+        "steps": trainer.step,
+        "before": first,
+        "after": last,
+        "gain": last["accuracy"] - first["accuracy"],
+    }
 
 
 class GrpoTrainer(PostTrainer):
@@ -185,7 +190,10 @@ class GrpoTrainer(PostTrainer):
         size = c.prompts // c.minibatches * c.group
         parts = [range(i, i + size) for i in range(0, len(outputs), size)]
         packed = [
-            [p.to(device) for p in pack_outputs(outputs, part, self.row, self.tokenizer.pad_id, c.micro_batch)]
+            [
+                p.to(device)
+                for p in pack_outputs(outputs, part, self.row, self.tokenizer.pad_id, c.micro_batch)
+            ]
             for part in parts
         ]
         with torch.no_grad():
@@ -194,7 +202,9 @@ class GrpoTrainer(PostTrainer):
                     pack.old = token_logprobs(self.model, pack, c.temperature, replay=c.replay)
                 if self.reference is not None:
                     pack.reference = token_logprobs(self.reference, pack, c.temperature, replay=False)
-        total: dict[str, float] = dict.fromkeys(("kl", "clipped", "terms", "entropy", "tokens", "rollout_gap"), 0.0)
+        total: dict[str, float] = dict.fromkeys(
+            ("kl", "clipped", "terms", "entropy", "tokens", "rollout_gap"), 0.0
+        )
         norms = []
         for update in range(c.updates):
             for part, group in zip(parts, packed, strict=True):

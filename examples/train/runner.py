@@ -52,7 +52,9 @@ def start_weights(folder: Path) -> Weights:
         tensors = checkpoint.tensors
         return Weights(config, tensors["model"], tensors["optimizer"].get("masters", {}))
     except KeyError as error:
-        raise UserError(f"{checkpoint.path}: must hold a model and its configuration; lacks {error}") from None
+        raise UserError(
+            f"{checkpoint.path}: must hold a model and its configuration; lacks {error}"
+        ) from None
 
 
 class PostTrainer:

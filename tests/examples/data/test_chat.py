@@ -52,7 +52,9 @@ def test_only_answers_and_their_eos_are_learnt(tokenizer):
 
 def test_special_strings_in_messages_stay_text(tokenizer):
     sample = encode_chat(tokenizer, chat(f"say {ASSISTANT}yes{EOS}", f"{USER}no"))
-    assert [sample.ids.count(i) for i in (tokenizer.user_id, tokenizer.assistant_id, tokenizer.eos_id)] == [1] * 3
+    assert [sample.ids.count(i) for i in (tokenizer.user_id, tokenizer.assistant_id, tokenizer.eos_id)] == [
+        1
+    ] * 3
     assert tokenizer.decode(sample.ids) == f"{BOS}{USER}say {ASSISTANT}yes{EOS}{ASSISTANT}{USER}no{EOS}"
 
 
@@ -115,7 +117,9 @@ def test_sources_are_conversations_and_errors_name_them(monkeypatch):
     for group in chats.values():
         for messages in group:
             check_messages(messages, "x")
-            assert not any(messages[0]["content"].endswith(f" {q}") or messages[0]["content"] == q for q in held)
+            assert not any(
+                messages[0]["content"].endswith(f" {q}") or messages[0]["content"] == q for q in held
+            )
     assert any("\n" in m[-1]["content"] for m in chats["worked"]), "no worked solution"
     with pytest.raises(UserError, match=r"sft.sources: must be among .*'nothing'"):
         chat_sources.load_chats(("nothing",), (1,))
@@ -197,16 +201,14 @@ def test_packed_samples_equal_separate_ones_mtp_included():
     rng = np.random.default_rng(1)
     samples = []
     for n in (25, 9, 2, 13, 7, 11, 5, 24):
-        answer = [False] + (rng.random(n - 1) < 0.6).tolist()
+        answer = [False, *(rng.random(n - 1) < 0.6).tolist()]
         answer[-1] = True
         samples.append(ChatSample(rng.integers(0, 61, n).tolist(), answer))
     count = sum(sum(s.answer) for s in samples)
     rows = fill_rows([len(s) for s in samples], 25)
     assert max(map(len, rows)) > 2 and any(len(row) == 1 for row in rows)
     packed = loss_and_gradients(model, [pack_rows(samples, rows, 24, 0)], count)
-    alone = loss_and_gradients(
-        model, [pack_rows([s], [[0]], len(s) - 1, 0) for s in samples], count
-    )
+    alone = loss_and_gradients(model, [pack_rows([s], [[0]], len(s) - 1, 0) for s in samples], count)
     torch.testing.assert_close(packed[0], alone[0], rtol=1e-6, atol=1e-6)
     assert worst(packed[1], alone[1]) < 3e-6
     # The test would notice sight across borders.

@@ -105,9 +105,14 @@ def test_replaying_ones_own_choices_changes_no_bit_and_keeps_the_gradient(model)
 
 
 def test_routes_of_another_shape_are_refused(model):
-    with pytest.raises(ArgumentError, match="routes: must be of 2 layers; got 3"):
-        with replaying(model, torch.zeros(3, 4, 2)):
-            pass
-    with replaying(model, torch.zeros(2, 5, 2)), pytest.raises(ArgumentError, match=r"routes: must be \[4, 2\]"):
+    with (
+        pytest.raises(ArgumentError, match="routes: must be of 2 layers; got 3"),
+        replaying(model, torch.zeros(3, 4, 2)),
+    ):
+        pass
+    with (
+        replaying(model, torch.zeros(2, 5, 2)),
+        pytest.raises(ArgumentError, match=r"routes: must be \[4, 2\]"),
+    ):
         model(torch.zeros(1, 4, dtype=torch.int64))
     assert all(router.intercept is None for router in model.routers())

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,7 @@ def test_sft_lowers_the_loss_of_held_out_answers_and_of_mtp(finished):
     assert sft["answers"][0].keys() >= {"question", "wanted", "answer", "after"}
     steps = [r for r in read_metrics(finished / "sft" / "metrics.jsonl") if "lr" in r]
     assert steps[0]["lr"] == 1e-2 and steps[-1]["lr"] == 2e-4  # the first and the last step of the cosine
-    assert len(steps) == sft["steps"] and all(a["lr"] > b["lr"] for a, b in zip(steps, steps[1:], strict=False))
+    assert len(steps) == sft["steps"] and all(a["lr"] > b["lr"] for a, b in pairwise(steps))
 
 
 def test_the_routing_bias_stands_still_and_mtp_moves_in_sft_only(pretrained, finished):
@@ -90,7 +91,9 @@ def test_the_routing_bias_stands_still_and_mtp_moves_in_sft_only(pretrained, fin
         (pretrained, "pretrain"), (finished, "sft"), (finished, "grpo"))]  # fmt: skip
     for name in states[0]:
         if name.endswith("router.bias"):
-            assert torch.equal(states[0][name], states[1][name]) and torch.equal(states[0][name], states[2][name])
+            assert torch.equal(states[0][name], states[1][name]) and torch.equal(
+                states[0][name], states[2][name]
+            )
     weight = "mtp.0.proj.weight"
     assert not torch.equal(states[0][weight], states[1][weight])
     assert torch.equal(states[1][weight], states[2][weight])
@@ -109,7 +112,16 @@ def test_grpo_writes_the_metrics_that_tell_a_broken_run(finished):
 def test_kill_nine_in_both_stages_and_resume(pretrained, finished):
     broken = pretrained.parent / "broken"
     shutil.copytree(pretrained, broken)
-    command = [sys.executable, "-m", "examples.run", *ARGUMENTS, "--run-dir", str(broken), "--stages", "sft,grpo"]
+    command = [
+        sys.executable,
+        "-m",
+        "examples.run",
+        *ARGUMENTS,
+        "--run-dir",
+        str(broken),
+        "--stages",
+        "sft,grpo",
+    ]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     for stage, lines in (("sft", 6), ("grpo", 5)):
         process = subprocess.Popen(command, cwd=REPOSITORY, **pipes)
@@ -123,7 +135,7 @@ def test_kill_nine_in_both_stages_and_resume(pretrained, finished):
         process.wait()
         assert process.returncode == -signal.SIGKILL, process.stdout.read()
         assert not (broken / stage / "done.json").exists()
-    last = subprocess.run(command, cwd=REPOSITORY, timeout=240, **pipes)
+    last = subprocess.run(command, check=False, cwd=REPOSITORY, timeout=240, **pipes)
     assert last.returncode == 0 and "continuing from step" in last.stdout, last.stdout
     for stage in ("sft", "grpo"):
         (a, b) = (load_checkpoint(list_checkpoints(root / stage)[-1]) for root in (finished, broken))
@@ -161,9 +173,7 @@ class Setting:
         bf16 = start_weights(root / "sft")
         model = {k: v.float() if v.is_floating_point() else v for k, v in bf16.model.items()}
         weights = Weights(replace(bf16.config, precision="fp32"), model, {})
-        self.trainer = grpo.GrpoTrainer(
-            self.config, folder, weights, tokenizer, grpo.sums_task(self.config)
-        )
+        self.trainer = grpo.GrpoTrainer(self.config, folder, weights, tokenizer, grpo.sums_task(self.config))
         with torch.no_grad():  # away from the reference, so that KL has a gradient
             for p in self.trainer.model.parameters():
                 p.add_(0.02 * p.std() * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) if p.ndim > 1 else 0)  # fmt: skip

@@ -113,7 +113,11 @@ def test_any_split_into_passes_adds_up(name):
 
 def test_on_policy_it_is_the_policy_gradient_and_the_reference_costs_nothing():
     own = torch.tensor([-1.0, -2.0, -0.5], dtype=torch.float64, requires_grad=True)
-    output, gain, share = torch.tensor([0, 0, 1]), torch.tensor([1.0, -1.0]), torch.tensor([0.25, 0.5]).double()
+    output, gain, share = (
+        torch.tensor([0, 0, 1]),
+        torch.tensor([1.0, -1.0]),
+        torch.tensor([0.25, 0.5]).double(),
+    )
     result = policy_loss(own, own.detach(), own.detach(), output, gain, share, **OPTIONS)
     result.loss.backward()
     assert own.grad.tolist() == [-0.25, -0.25, 0.5] and float(result.kl) == 0 == int(result.clipped)
