@@ -107,6 +107,37 @@ class GrpoConfig:
             )
 
 
+# Section 5.1 describes a system prompt that leads the expert to reflect and to verify; its text is unpublished.
+REFLECTION = "Think step by step, check your result, and correct it if it is wrong before you answer."
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Distillation from an expert (section 5.1), then the final fine-tuning with `sft`'s settings.
+
+    teacher: the stage of the domain expert; student: the stage whose weights are fine-tuned. system: the prompt that the teacher,
+    and then the student in half of the samples, sees. problems, samples: answers are drawn to so many problems, so many
+    to each; temperature: of the draws ("high", unpublished). keep: right answers of a problem that are kept, shortest first;
+    max_new_tokens: an answer that is not complete by then is rejected.
+    """
+
+    teacher: str = "grpo"
+    student: str = "sft"
+    system: str = REFLECTION
+    problems: int = 10000
+    samples: int = 16
+    temperature: float = 1.0
+    keep: int = 1
+    max_new_tokens: int = 8192
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least("distill", self, 1, "problems samples keep max_new_tokens")
+        _at_least("distill", self, 0, "seed")
+        if self.temperature <= 0:
+            raise UserError(f"distill.temperature: must be positive; got {self.temperature}")
+
+
 def _at_least(section: str, config: object, low: float, names: str) -> None:
     for name in names.split():
         if getattr(config, name) < low:

@@ -258,19 +258,29 @@ class GrpoTrainer(PostTrainer):
 
     def evaluate(self) -> dict[str, Any]:
         """Greedy accuracy on the held-out problems."""
-        problems = self.task.held_out
-        prompts = [encode_prompt(self.tokenizer, chat(p.question, "")[:1]) for p in problems]
-        self.model.eval()
-        found = generate(self.model, prompts, self.settings.max_new_tokens, eos=self.tokenizer.eos_id).tokens
-        texts = [self.tokenizer.decode(tokens, skip_special=True) for tokens in found]
-        rewards = [
-            self.task.reward(p.question, text, p.record) for p, text in zip(problems, texts, strict=True)
-        ]
-        shown = [
+        return greedy_accuracy(self.model, self.tokenizer, self.task, self.settings.max_new_tokens)
+
+
+def greedy_accuracy(
+    model: Transformer, tokenizer: Tokenizer, task: Task, max_new_tokens: int
+) -> dict[str, Any]:
+    """Mean reward of greedy answers to the held-out problems, their mean length in tokens, and the first few."""
+    problems, was_training = task.held_out, model.training
+    prompts = [encode_prompt(tokenizer, chat(p.question, "")[:1]) for p in problems]
+    model.eval()
+    found = generate(model, prompts, max_new_tokens, eos=tokenizer.eos_id).tokens
+    model.train(was_training)
+    texts = [tokenizer.decode(tokens, skip_special=True) for tokens in found]
+    rewards = [task.reward(p.question, text, p.record) for p, text in zip(problems, texts, strict=True)]
+    return {
+        "accuracy": sum(rewards) / len(rewards),
+        "length": sum(map(len, found)) / len(found),
+        "problems": len(problems),
+        "samples": [
             {"question": p.question, "wanted": p.record["answer"], "answer": text}
             for p, text in zip(problems[:4], texts, strict=False)
-        ]
-        return {"accuracy": sum(rewards) / len(rewards), "problems": len(problems), "samples": shown}
+        ],
+    }
 
 
 def _grouped(outputs: Sequence[Rollout], size: int) -> list[Sequence[Rollout]]:

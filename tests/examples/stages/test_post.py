@@ -14,11 +14,13 @@ import pytest
 import torch
 
 from examples.configs import get_config, parse_overrides
+from examples.configs.post_training import REFLECTION
+from examples.data.chat import read_chats
 from examples.data.tokenizer import Tokenizer
 from examples.errors import UserError
-from examples.rollout.group import sample_groups
+from examples.rollout.group import Rollout, sample_groups
 from examples.run import main
-from examples.stages import grpo
+from examples.stages import distill, grpo
 from examples.stages.tokenize import tokenizer_path
 from examples.train.checkpoint import list_checkpoints, load_checkpoint
 from examples.train.grpo import advantages
@@ -51,6 +53,9 @@ POST = [
     "grpo.eval_prompts=8",
     "grpo.eval_every=2",
     "grpo.checkpoint_every=2",
+    "distill.problems=70",
+    "distill.samples=8",
+    "distill.max_new_tokens=4",
 ]
 ARGUMENTS = ["tiny", "--threads", "1", *POST]
 
@@ -65,10 +70,10 @@ def pretrained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(pretrained):
-    """The same with SFT and GRPO."""
+    """The same with SFT, GRPO and distillation."""
     root = pretrained.parent / "finished"
     shutil.copytree(pretrained, root)
-    assert main([*ARGUMENTS, "--run-dir", str(root), "--stages", "sft,grpo"]) == 0
+    assert main([*ARGUMENTS, "--run-dir", str(root), "--stages", "sft,grpo,distill"]) == 0
     return root
 
 
@@ -156,6 +161,46 @@ def assert_equal(a, b):
             assert_equal(value, b[name])
         else:
             assert torch.equal(value, b[name]), name
+
+
+# --- distillation --------------------------------------------------------------------------------------------------
+
+
+def test_distillation_keeps_what_the_verifier_accepts_in_both_forms(finished):
+    record = result(finished, "distill")
+    table = record["rejection"]
+    assert table["answers"] == 70 * 8 == sum(table[reason] for reason in distill.REASONS)
+    assert 0 < table["kept"] <= 70 and table["mean_length_kept"] <= table["mean_length_drawn"]
+    chats = list(read_chats(finished / "distill" / "distilled.jsonl"))
+    assert len(chats) == 2 * table["kept"]
+    for with_system, plain in zip(chats[::2], chats[1::2], strict=True):
+        assert with_system[0] == {"role": "system", "content": REFLECTION} and len(plain) == 2
+        assert with_system[1] == plain[0]
+        assert (
+            eval(plain[0]["content"].rstrip(" ="))
+            == int(plain[1]["content"])
+            == int(with_system[2]["content"])
+        )
+    assert record["held_out_loss"][1] < record["held_out_loss"][0]
+    assert {"accuracy", "length"} <= record["after"].keys() and record["steps"] > 0
+
+
+def test_rejection_by_hand():
+    tokenizer = Tokenizer.train(["1 2 3 4 5 6 7 8 9"], 300)
+    task = grpo.Task("t", (), (), grpo.exact_integer)
+    problem = grpo.Problem("3 + 4 =", {"answer": "7"})
+    eos = tokenizer.eos_id
+
+    def output(text, ended=True):
+        tokens = [*tokenizer.encode(text), *([eos] if ended else [])]
+        return Rollout([1], tokens, ended, torch.zeros(len(tokens)), torch.zeros(1, 1, 1))
+
+    drawn = [output(t) for t in ("+7", "8", "7", "7", "\\boxed{7}", "seven")] + [output("7", ended=False)]
+    kept, fates = distill.select(tokenizer, task, problem, drawn, 1)
+    assert [text for _, text in kept] == ["7"]
+    assert dict(fates) == {"kept": 1, "wrong": 2, "unfinished": 1, "repeated": 1, "longer than those kept": 2}
+    kept, fates = distill.select(tokenizer, task, problem, drawn, 2)
+    assert [text for _, text in kept] == ["7", "+7"] and fates["longer than those kept"] == 1
 
 
 # --- the gradient of a GRPO batch ----------------------------------------------------------------------------------
