@@ -77,15 +77,25 @@ Chats = dict[str, list[list[dict[str, str]]]]
 
 
 def split(chats: Mapping[str, list[list[dict[str, str]]]], every: int) -> tuple[Chats, Chats]:
-    """Conversations to learn from and to evaluate with, by the hash of their text: equal ones fall on the same side."""
+    """Conversations to learn from and to evaluate with, by the hash of their text: equal ones fall on the same side.
+
+    Neither side is empty: of few conversations, the one with the smallest hash is held out and the next is learnt.
+    """
+    digests = {name: [_digest(messages) for messages in group] for name, group in chats.items()}
+    smallest = sorted({digest for group in digests.values() for digest in group})[:2]
+    if len(smallest) < 2:
+        raise UserError(f"sft: there must be at least 2 different conversations; got {len(smallest)}")
     train: Chats = {}
     held_out: Chats = {}
     for name, group in chats.items():
-        for messages in group:
-            digest = hashlib.blake2b(json.dumps(messages).encode(), digest_size=8).digest()
-            side = train if int.from_bytes(digest, "little") % every else held_out
-            side.setdefault(name, []).append(messages)
+        for messages, digest in zip(group, digests[name], strict=True):
+            out = digest == smallest[0] or (digest != smallest[1] and digest % every == 0)
+            (held_out if out else train).setdefault(name, []).append(messages)
     return train, held_out
+
+
+def _digest(messages: list[dict[str, str]]) -> int:
+    return int.from_bytes(hashlib.blake2b(json.dumps(messages).encode(), digest_size=8).digest(), "little")
 
 
 class SftTrainer(PostTrainer):
