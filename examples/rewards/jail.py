@@ -51,7 +51,7 @@ def main() -> None:
         outcome = _supervise(task)
     except OSError as error:
         outcome = {"setup": str(error)}
-    os.write(status, json.dumps(outcome).encode())
+    os.write(status, json.dumps(outcome).encode() + b"\n")
 
 
 # --- supervisor --------------------------------------------------------------------------------------------------
@@ -305,9 +305,9 @@ def _program(root: Path, task: dict[str, Any], report: int) -> NoReturn:
         kernel.drop_privileges(task["uid"])
         os.chdir(work)
         shared = task["level"] != "namespaces"
-        if not shared or task["level"] == "landlock":
+        if task["level"] == "landlock" or (not shared and task["beside"]):
             _restrict(task, file, work)
-        if seccomp.supported():
+        if seccomp.supported() and task["beside"]:
             kernel.install_filter(seccomp.build_filter(platform.machine(), os.getpid(), shared=shared))
         python = task["python"]
         arguments = [python, "-S", "-s", "-P", "-B", "-X", "utf8", "-c", _BOOT.format(str(file))]

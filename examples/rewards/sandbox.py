@@ -122,13 +122,18 @@ class Sandbox:
         self.limits = limits or Limits()
         self._python, self._readable = _interpreter(python)
         self.protection = _protection(level, self._python, self._readable)
+        self._beside = (
+            True  # False: without Landlock and the filter beside namespaces, to see that these hold alone
+        )
 
     def run(self, program: str) -> Result:
         """Run Python source as `__main__` in an empty folder and wait for its end."""
         size = len(program.encode(errors="replace"))
         if size > PROGRAM_BYTES:
             return Result("error", detail=f"the program has {size} bytes; at most {PROGRAM_BYTES} are run")
-        result, problem = _run(program, self.limits, self.protection.level, self._python, self._readable)
+        result, problem = _run(
+            program, self.limits, self.protection.level, self._python, self._readable, self._beside
+        )
         if problem:
             raise UserError(f"sandbox ({self.protection.level}): could not be set up: {problem}")
         return result
@@ -175,7 +180,7 @@ def _protection(level: str | None, python: str, readable: tuple[str, ...]) -> Pr
 
 
 def _run(
-    program: str, limits: Limits, level: str, python: str, readable: Sequence[str]
+    program: str, limits: Limits, level: str, python: str, readable: Sequence[str], beside: bool = True
 ) -> tuple[Result, str | None]:
     """Start a supervisor, read what the program writes, and learn the outcome; or what could not be set up."""
     base = tempfile.mkdtemp(prefix="sandbox-")
@@ -186,6 +191,7 @@ def _run(
         "level": level,
         "python": python,
         "readable": readable,
+        "beside": beside,
     }
     status_read, status_write = os.pipe()
     start = time.monotonic()
@@ -229,10 +235,12 @@ def _read(process: subprocess.Popen, status: int, limits: Limits) -> tuple[dict[
                 kept = collected[key.data]
                 room = limit - len(kept) if key.data != "status" else len(data)
                 kept += data[:room]
+                if key.data == "status" and (not data or kept.endswith(b"\n")):
+                    deadline = min(
+                        deadline, time.monotonic() + 1.0
+                    )  # all have ended: nothing more can be written
                 if not data:
                     selector.unregister(key.fileobj)
-                    if key.data == "status":  # the supervisor has ended, so nothing can write any more
-                        deadline = min(deadline, time.monotonic() + 1.0)
                 elif len(data) > room and not full:
                     full = True
                     process.stdin.close()  # type: ignore[union-attr]  # the supervisor ends everything
