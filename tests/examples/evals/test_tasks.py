@@ -32,6 +32,9 @@ def test_questions_are_right_and_different(task):
 
 
 def test_wrong_answers_of_a_generator_are_noticed():
+    # Without parentheses the pinned generator ignores precedence in two items of three.
+    items = arithmetic.questions("basic_arithmetic", 30, allow_parentheses=False, min_terms=3, max_terms=4)
+    assert all(arithmetic.answer_is_right(item.question, item.answer) for item in items)
     assert arithmetic.answer_is_right("Calculate -5 * (2 + 3).", "-25")
     assert not arithmetic.answer_is_right("Calculate -5 * (2 + 3).", "25")
     assert not arithmetic.answer_is_right("What is the capital of France?", "Paris")

@@ -90,6 +90,7 @@ def test_rolling_windows_predict_each_token_once(length):
         assert len(windows[-1][0]) + len(windows[-1][1]) == 33  # the last is filled up with context
 
 
+@torch.no_grad()
 def test_rolling_loglikelihood(text_model):
     tokenizer, model = text_model.tokenizer, text_model.model
     texts = ["In the beginning God created the heaven and the earth. " * 3, "Short.", ""]

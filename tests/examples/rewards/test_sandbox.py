@@ -332,7 +332,10 @@ except UserError as error:
     print(json.dumps(str(error)))
 else:
     forks = "import os, time\\nn = 0\\ntry:\\n  while n < 50:\\n    if os.fork() == 0: time.sleep(60)\\n    n += 1\\nexcept OSError: pass\\nprint(n)"
-    print(json.dumps([asdict(sandbox.run(program)) for program in (sys.stdin.read(), forks)]))
+    results = [sandbox.run(sys.stdin.read()), sandbox.run(forks)]
+    sandbox._beside = False  # the root file system is read-only by itself, though its owner is the program's user
+    results.append(sandbox.run("for path in '/evil', '/program.py':\\n  try: print('written', open(path, 'w'))\\n  except OSError: pass"))
+    print(json.dumps([asdict(result) for result in results]))
 """
 
     def run(program):
@@ -345,9 +348,10 @@ else:
             pytest.skip(answer)
         return [Result(**fields) for fields in answer]
 
-    result, forks = _attacked(open_folder, run)
+    result, forks, root = _attacked(open_folder, run)
     assert (result.status, result.stdout) == ("ok", "38 tried\n"), result
     assert forks.status == "ok" and 3 <= int(forks.stdout) <= 7
+    assert (root.status, root.stdout) == ("ok", "")
 
 
 # --- limits --------------------------------------------------------------------------------------------------------
