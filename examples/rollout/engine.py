@@ -110,6 +110,7 @@ class Engine:
         self.running: list[Request] = []  # in the order of submission
         self.stats: Counter[str] = Counter()
         self.wake = threading.Condition()  # guards `waiting` and the number; told of every submission
+        self.closed = ""  # why nothing more is taken, once that is so
         self._number = 0
 
     # --- from any thread -----------------------------------------------------------------------------------------
@@ -132,6 +133,8 @@ class Engine:
         self.check(prompt, sampling)
         stream = TextStream(self.tokenizer, sampling.stop) if self.tokenizer else None
         with self.wake:
+            if self.closed:
+                raise UserError(f"engine: takes no more requests; {self.closed}")
             if len(self.waiting) >= self.config.max_waiting:
                 raise QueueFull(f"queue: holds at most {self.config.max_waiting} requests and is full")
             request = Request(self._number, prompt, sampling, stream)

@@ -73,7 +73,7 @@ def choose(logits: torch.Tensor, wanted: Sequence[tuple[Sampling, int]]) -> list
 
     samplings = [wanted[row][0] for row in rows]
     scaled = logits[rows].double() / column([s.temperature for s in samplings])
-    ordered, index = torch.softmax(scaled, -1).sort(-1, descending=True, stable=True)
+    ordered, index = torch.softmax(scaled, -1).sort(dim=-1, descending=True, stable=True)
     if any(s.top_k for s in samplings):
         kept = column([s.top_k or logits.shape[-1] for s in samplings])
         ordered = ordered.masked_fill(torch.arange(logits.shape[-1], device=logits.device) >= kept, 0.0)

@@ -23,7 +23,12 @@ def all_free(engine):
     """No page is held, each is free or resting exactly once, and nobody is left."""
     pool = engine.pool
     pages = sorted([*pool._free, *pool._resting])
-    return not engine.running and not engine.waiting and pages == list(range(pool.total)) and not any(pool.counts)
+    return (
+        not engine.running
+        and not engine.waiting
+        and pages == list(range(pool.total))
+        and not any(pool.counts)
+    )
 
 
 def greedy(model, prompts, new):
@@ -43,7 +48,7 @@ MODES = [
 def test_equals_plain_greedy_with_joins_leaves_preemption_and_shared_prefixes(engine_model, mode):
     common = [random.Random(9).randrange(97) for _ in range(70)]
     prompts = prompts_of(1, 6) + prompts_of(2, 6, 50, shared=common)
-    news = [random.Random(n).randint(20, 60) for n in range(len(prompts))]
+    news = [random.Random(n).randint(15, 40) for n in range(len(prompts))]
     engine = Engine(engine_model, EngineConfig(pages=5, max_running=5, pass_tokens=74, **mode))
     requests = []
     for prompt, new in zip(prompts, news, strict=True):  # they come while others run
@@ -72,9 +77,11 @@ def test_full_invariance_to_the_last_bit(engine_model, speculative):
     config = EngineConfig(pages=8, max_running=6, pass_tokens=80, invariance="full", speculative=speculative)
     (alone,) = Engine(engine_model, config).run([prompt], sampled(3, 70))
     engine = Engine(engine_model, config)
-    engine.run([[*common, 9]], sampled(1))  # its pages are shared
+    engine.run([[*common, 5, 9]], sampled(1))  # its pages are shared
     prompts = [*prompts_of(5, 4, 60), prompt, *prompts_of(6, 2, 60)]
-    requests = engine.run(prompts, [sampled(n, 60) for n in range(4)] + [sampled(3, 70)] + [sampled(7, 60)] * 2)
+    requests = engine.run(
+        prompts, [sampled(n, 60) for n in range(4)] + [sampled(3, 70)] + [sampled(7, 60)] * 2
+    )
     among = requests[4]
     assert among.shared_tokens == 128 and among.preemptions > 0
     assert among.answer == alone.answer
@@ -92,7 +99,7 @@ def test_random_neighbours_do_not_change_what_is_sampled(engine_model, invarianc
         engine = Engine(engine_model, config)
         among = engine.run(prompts, wanted)[1 + trial]
         assert among.answer == alone.answer
-        torch.testing.assert_close(among.logprobs, alone.logprobs, atol=1e-4, rtol=0)
+        assert among.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
 
 
 def test_speculation_changes_passes_and_nothing_else(engine_model):
@@ -142,7 +149,7 @@ def test_logprobs_are_the_models_own(engine_model):
     """Temperature and nucleus shape the choice, not what is reported."""
     prompt = [5, 6, 7]
     (request,) = Engine(engine_model).run([prompt], sampled(2, 6))
-    full = torch.log_softmax(engine_model.logits(torch.tensor([request.tokens]))[0], -1)
+    full = torch.log_softmax(engine_model.logits(torch.tensor([request.tokens]))[0].detach(), -1)
     theirs = [float(full[2 + n, token]) for n, token in enumerate(request.answer)]
     assert request.logprobs == pytest.approx(theirs, abs=1e-4)
 
@@ -236,7 +243,10 @@ def test_a_fault_ends_every_request_and_says_so(engine_model):
         (lambda m: Engine(m).submit([1] * 254, Sampling(3)), "got 254"),
         (lambda m: Engine(m, EngineConfig(pages=1)).submit([1] * 62, Sampling(3)), "64 positions minus"),
         (lambda m: Engine(m).submit([97], Sampling(3)), r"tokens must be in \[0, 97\); got 97"),
-        (lambda m: Engine(m).submit([1], Sampling(3, stop=("x",))), "needs an engine with a tokenizer"),
+        (
+            lambda m: Engine(m).submit([1], Sampling(3, stop=("x",))),
+            "stop: strings need an engine with a tokenizer",
+        ),
         (lambda m: EngineConfig(max_running=0), "max_running: must be at least 1; got 0"),
         (lambda m: EngineConfig(pass_tokens=10), "pass_tokens: must be at least 2"),
         (lambda m: EngineConfig(invariance="some"), "invariance: must be none, attention or full"),

@@ -41,7 +41,10 @@ def test_support(options, kept):
 def test_rows_do_not_depend_on_each_other():
     torch.manual_seed(0)
     logits = torch.randn(6, 50)
-    wanted = [(Sampling(1, t, p, k, seed=s), s) for s, (t, p, k) in enumerate(((0, 1, 0), (1, 0.9, 0), (2, 1, 5)) * 2)]
+    wanted = [
+        (Sampling(1, t, p, k, seed=s), s)
+        for s, (t, p, k) in enumerate(((0, 1, 0), (1, 0.9, 0), (2, 1, 5)) * 2)
+    ]
     together = choose(logits, wanted)
     assert together == [choose(logits[i : i + 1], [wanted[i]])[0] for i in range(6)]
     assert together[0] == int(logits[0].argmax()) and together[3] == int(logits[3].argmax())
@@ -49,7 +52,7 @@ def test_rows_do_not_depend_on_each_other():
 
 def test_uniform_numbers():
     values = torch.tensor([uniform(seed, place) for seed in (-5, 0, 2**62) for place in range(2000)])
-    assert 0 <= values.min() and values.max() < 1 and len(values.unique()) > 5990
+    assert values.min() >= 0 and values.max() < 1 and len(values.unique()) > 5990
     torch.testing.assert_close(values.mean(), torch.tensor(0.5), atol=0.02, rtol=0)
     torch.testing.assert_close(values.var(), torch.tensor(1 / 12), atol=0.01, rtol=0)
 
