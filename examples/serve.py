@@ -124,6 +124,7 @@ def _serve(options: argparse.Namespace) -> int:
         timeout_keep_alive=5,
         timeout_graceful_shutdown=3,
         backlog=1024,
+        limit_concurrency=limits.concurrent + 256,  # connections: a last wall before the service's own limit
         h11_max_incomplete_event_size=1 << 16,
     )
     worker.start()

@@ -40,7 +40,7 @@ from examples.errors import UserError
 from examples.model.cache import PAGE, Span, new_pages
 from examples.model.transformer import Transformer
 from examples.rollout.pages import PagePool
-from examples.rollout.request import Chunk, QueueFull, Request
+from examples.rollout.request import Chunk, QueueFull, Request, Work
 from examples.rollout.sampling import Sampling, choose
 from examples.rollout.text import TextStream
 
@@ -68,25 +68,6 @@ class EngineConfig:
             raise UserError(f"pass_tokens: must be {rule}; got {self.pass_tokens}")
         if self.invariance not in ("none", "attention", "full"):
             raise UserError(f"invariance: must be none, attention or full; got {self.invariance!r}")
-
-
-@dataclass
-class Work:
-    """A request's part of a pass: `fed` from its position `computed` on, the last of them a draft if `draft`."""
-
-    request: Request
-    fed: list[int]
-    draft: bool
-
-    @property
-    def sure(self) -> int:
-        """Tokens that are the request's own."""
-        return len(self.fed) - self.draft
-
-    @property
-    def end(self) -> int:
-        """The request's length once the sure tokens are read."""
-        return self.request.computed + self.sure
 
 
 class Engine:
@@ -207,18 +188,29 @@ class Engine:
                 self._finish(request, "deadline")
 
     def _admit(self) -> None:
-        """The queue's first, as long as there are pages for all tokens that they have and one more."""
-        while len(self.running) < self.config.max_running:
-            with self.wake:
-                if not self.waiting:
-                    return
-                request = self.waiting[0]
-            pages = self.pool.share(request.page_keys(self._shareable(request), self.ahead))
+        """The queue's first, as long as there are pages for all tokens that they have and one more.
+
+        One whose next page a running request is about to compute is passed over until it can be shared: a group of
+        answers to one prompt reads it once.
+        """
+        with self.wake:
+            queue = list(self.waiting)
+        coming = {key for r in self.running for key in r.keys[r.published : self._shareable(r)]}
+        for request in queue:
+            if len(self.running) >= self.config.max_running:
+                return
+            keys = request.page_keys(self._shareable(request), self.ahead)
+            pages = self.pool.share(keys)
+            missing = keys[len(pages) :]
+            if missing and missing[0] in coming:
+                self.pool.release(pages)
+                continue
             if self.pool.available < ceil_div(len(request.tokens) + 1, PAGE) - len(pages):
                 self.pool.release(pages)
                 return
+            coming.update(missing)
             with self.wake:
-                self.waiting.popleft()
+                self.waiting.remove(request)
             request.pages, request.published = pages, len(pages)
             request.computed = len(pages) * PAGE
             if request.preemptions == 0:

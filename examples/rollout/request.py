@@ -138,3 +138,22 @@ class Request:
                 chunk.logprobs += new.logprobs
                 chunk.finish = new.finish
         return chunk
+
+
+@dataclass
+class Work:
+    """A request's part of a pass: `fed` from its position `computed` on, the last of them a draft if `draft`."""
+
+    request: Request
+    fed: list[int]
+    draft: bool
+
+    @property
+    def sure(self) -> int:
+        """Tokens that are the request's own."""
+        return len(self.fed) - self.draft
+
+    @property
+    def end(self) -> int:
+        """The request's length once the sure tokens are read."""
+        return self.request.computed + self.sure

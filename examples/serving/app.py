@@ -115,22 +115,23 @@ class Service:
     # --- one request ---------------------------------------------------------------------------------------------
 
     async def _generate(self, http: HttpRequest, *, chat: bool) -> Response:
+        response: Response | None = None
+        self.active += 1  # a client that is still sending counts too
         try:
             if self.draining or self.engine.closed:
                 body = error_body("the server is shutting down", "server_error", "shutting_down")
                 raise Refusal(503, body, {"Retry-After": "5", "Connection": "close"})
-            if self.active >= self.limits.concurrent:
+            if self.active > self.limits.concurrent:
                 raise self._busy(f"{self.limits.concurrent} responses are under way")
             asked = await self._read(http, chat)
-            requests = self._submit(asked)
             # From here on the answer owns the requests: it cancels what it cannot finish.
-            answer = Answer(self, asked, requests)
-            if asked.options.stream:
-                self.statuses[200] += 1
-                return answer
-            response = await answer.whole(http.receive)
+            answer = Answer(self, asked, self._submit(asked))
+            response = answer if asked.options.stream else await answer.whole(http.receive)
         except Refusal as refusal:
             response = refusal.response
+        finally:
+            if not isinstance(response, Answer):  # that one is under way until its last event
+                self.active -= 1
         self.statuses[response.status_code] += 1
         return response
 
@@ -155,8 +156,11 @@ class Service:
         except TimeoutError:
             message = f"body: must come within {self.limits.read_seconds:g} seconds; got {len(body)} bytes"
             raise Refusal(408, error_body(message), {"Connection": "close"}) from None
+        # A long prompt takes a while to read and to encode; others shall not wait for it.
+        return await asyncio.to_thread(self._understand, bytes(body), chat)
+
+    def _understand(self, body: bytes, chat: bool) -> Asked:
         try:
-            # NaN and Infinity are not JSON; a number with a million digits would cost minutes.
             value = json.loads(body, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
             raise Refusal(400, error_body(f"body: must be JSON; got {error}")) from None
@@ -189,6 +193,7 @@ class Service:
 
 
 def _no_constant(name: str) -> None:
+    """NaN and Infinity, which Python reads and JSON does not have."""
     raise ValueError(f"{name} is not a JSON value")
 
 
@@ -207,11 +212,9 @@ class Answer(Response):
 
         for request in requests:
             request.listener = tell
-        service.active += 1
 
     def close(self) -> None:
         """Give up what is not finished."""
-        self.service.active -= 1
         for request in self.requests:
             if request.finish is None:
                 self.service.engine.cancel(request)
@@ -271,6 +274,7 @@ class Answer(Response):
                 await _unless_gone(self._events(send), receive)
         finally:
             self.close()
+            self.service.active -= 1
 
     async def _events(self, send: Send) -> None:
         async def write(message: dict[str, Any]) -> None:

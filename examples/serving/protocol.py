@@ -216,7 +216,7 @@ def usage(asked: Asked, answered: int, shared: int) -> dict[str, Any]:
         "prompt_tokens": asked.prompt_tokens,
         "completion_tokens": answered,
         "total_tokens": asked.prompt_tokens + answered,
-        "prompt_tokens_details": {"cached_tokens": shared},
+        "prompt_tokens_details": {"cached_tokens": min(shared, asked.prompt_tokens)},
     }
 
 

@@ -86,6 +86,9 @@ def test_full_invariance_to_the_last_bit(engine_model, speculative):
     assert among.shared_tokens == 128 and among.preemptions > 0
     assert among.answer == alone.answer
     assert among.logprobs == alone.logprobs
+    assert (
+        among.drafts == alone.drafts and bool(alone.drafts) == speculative
+    )  # MTP's pages are as true as the main model's
 
 
 @pytest.mark.parametrize("invariance", ["none", "attention", "full"])
@@ -137,6 +140,13 @@ def test_a_shared_prefix_is_computed_once(engine_model):
     requests = engine.run([[*common, n] for n in range(5)], Sampling(2))
     assert all(r.shared_tokens == 128 for r in requests)
     assert engine.stats["computed_tokens"] - before == 5 * (151 - 128 + 1)
+    # Answers to one prompt that come together read it once too, and hold up nobody else.
+    fresh = [random.Random(5).randrange(97) for _ in range(150)]
+    before = engine.stats["computed_tokens"]
+    group = engine.run([fresh] * 6 + [[7] * 9], [sampled(n, 2) for n in range(7)])
+    assert [r.shared_tokens for r in group] == [0] + [128] * 5 + [0]
+    assert engine.stats["computed_tokens"] - before == 151 + 5 * (150 - 128 + 1) + 10
+    assert group[6].first_token < group[1].first_token
     # An answer's full pages serve the next turn.
     (first,) = engine.run([[3] * 40], Sampling(60))
     (second,) = engine.run([[*first.tokens, 4]], Sampling(1))
@@ -196,16 +206,20 @@ def test_cancelled_and_late_requests_leave_and_their_pages_are_free(engine_model
     assert all_free(engine)
 
 
-def test_nothing_leaks_in_a_thousand_random_requests():
+@pytest.mark.parametrize(
+    ("count", "mode"),
+    [(1000, {}), (150, {"speculative": True}), (150, {"invariance": "full", "speculative": True})],
+)
+def test_nothing_leaks_in_a_thousand_random_requests(count, mode):
     """A hail of joins, cancellations, deadlines, shared prefixes, preemptions; then every page is free."""
     from tests.examples.rollout.conftest import make_model
 
     model = make_model(32, num_layers=1, num_dense_layers=1, hidden_size=32, dense_inner_size=32)
     rng = random.Random(0)
     stems = [[rng.randrange(32) for _ in range(rng.choice((0, 64, 100)))] for _ in range(6)]
-    engine = Engine(model, EngineConfig(pages=12, max_running=8, max_waiting=20, pass_tokens=128))
+    engine = Engine(model, EngineConfig(pages=9, max_running=8, max_waiting=20, pass_tokens=128, **mode))
     made, alive = 0, []
-    while made < 1000:
+    while made < count:
         try:
             prompt = [*rng.choice(stems), *(rng.randrange(32) for _ in range(rng.randint(1, 20)))]
             deadline = 1e-4 if rng.random() < 0.05 else None
@@ -219,7 +233,7 @@ def test_nothing_leaks_in_a_thousand_random_requests():
     while engine.step():
         assert engine.pool.held == len({page for r in engine.running for page in r.pages})
     assert all(r.finish for r in alive) and all_free(engine)
-    assert sum(engine.stats[f"finished_{reason}"] for reason in ("length", "cancelled", "deadline")) == 1000
+    assert sum(engine.stats[f"finished_{reason}"] for reason in ("length", "cancelled", "deadline")) == count
     for event in ("preemptions", "finished_cancelled", "finished_deadline", "shared_tokens"):
         assert engine.stats[event] > 0, event
     assert engine.pool.evictions > 0

@@ -191,7 +191,7 @@ def test_a_full_house_answers_429_and_recovers(serving):
         refused = next(answer for answer in answers if answer[0] == 429)
         assert refused[1]["retry-after"] == "1"
         assert json.loads(refused[2])["error"]["type"] == "rate_limit_error"
-        assert statuses.count(200) >= 3
+        assert statuses.count(200) >= 2
         assert (await running.client.json(ASK))[0] == 200
         await running.idle()
 
