@@ -49,7 +49,8 @@ class Kernel:
     barriers: int = 0
     instructions: Counter[str] = field(
         default_factory=Counter
-    )  # family -> count; empty without a disassembler
+    )  # instruction family -> count; empty without a disassembler
+    family: str = ""  # of csrc/kernels.json
 
     def blocks_by_registers(self, threads: int) -> int:
         """How many fit on an SM by registers: warps are dealt to 4 schedulers with 512 registers a lane each."""
@@ -65,6 +66,9 @@ class Report:
     problems: list[str]
     notes: list[str]  # known exceptions
     disassembled: bool
+    seconds: dict[str, float] = field(
+        default_factory=dict
+    )  # file -> its last compile, where ninja noted that
 
 
 class Unavailable(RuntimeError):
@@ -115,15 +119,17 @@ def collect(test_kernels: Path | None = None) -> Report:
     """Build, read the logs and the machine code, and judge them; of the library, or of another list of kernels."""
     objects = build(test_kernels)
     listed = json.loads((test_kernels or KERNEL_LIST).read_text())
-    names = [Path(path).stem for family in listed["families"] for path in family["kernels"]]
+    names = {Path(path).stem: family["name"] for family in listed["families"] for path in family["kernels"]}
     kernels: list[Kernel] = []
     problems: list[str] = []
     notes: list[str] = []
     tool = disassembler()
-    for name in names:
+    for name, family in names.items():
         compiled, report = objects / f"{name}.o", objects / f"{name}.o.log"
         log = report.read_text() if report.exists() else ""
         found = parse_log(log, f"{name}.cu")
+        for kernel in found:
+            kernel.family = family
         if not compiled.exists():
             problems.append(f"{name}.cu: does not compile; see {report}")
         elif tool:
@@ -141,7 +147,19 @@ def collect(test_kernels: Path | None = None) -> Report:
             problems.append(f"{name}.cu: holds no kernel")
     if tool:
         problems += check_instructions([k for k in kernels if k.instructions], listed["sass"])
-    return Report(kernels, problems, notes, tool is not None)
+    seconds = {f"{name}.cu": s for name, s in compile_seconds(objects).items() if name in names}
+    return Report(kernels, problems, notes, tool is not None, seconds)
+
+
+def compile_seconds(objects: Path) -> dict[str, float]:
+    """Seconds of each object's last compile, as ninja noted them (milliseconds: begin, end); a cache makes them small."""
+    log = objects.parent / ".ninja_log"
+    found = {}
+    for line in log.read_text().splitlines() if log.exists() else []:
+        fields = line.split("\t")
+        if len(fields) == 5 and fields[3].endswith(".o") and Path(fields[3]).parent.name == objects.name:
+            found[Path(fields[3]).stem] = (int(fields[1]) - int(fields[0])) / 1000
+    return found
 
 
 def parse_log(log: str, file: str) -> list[Kernel]:
@@ -236,16 +254,32 @@ def check_instructions(kernels: Sequence[Kernel], rules: Sequence[dict]) -> list
 
 
 def table(kernels: Sequence[Kernel]) -> str:
-    """One line for each kernel."""
+    """One line for each kernel, family by family."""
     width = max((len(k.name) for k in kernels), default=6)
-    lines = [
-        f"{'kernel':{width}} {'regs':>4} {'smem':>6} {'stack':>5} {'spill':>5} {'bar':>3} {'size':>5}  instructions"
-    ]
-    for k in kernels:
-        shown = "  ".join(f"{name} {k.instructions[name]}" for name in SHOWN if k.instructions[name])
-        numbers = f"{k.registers:4} {k.shared_bytes:6} {k.stack_bytes:5} {k.spill_bytes:5} {k.barriers:3}"
-        lines.append(f"{k.name:{width}} {numbers} {k.instructions.total():5}  {shown}".rstrip())
-    return "\n".join(lines)
+    columns = f"{'regs':>4} {'smem':>6} {'stack':>5} {'spill':>5} {'bar':>3} {'size':>5}  instructions"
+    lines = []
+    for family in dict.fromkeys(k.family for k in kernels):
+        lines += ["", f"{family:{width}} {columns}"]
+        for k in kernels:
+            if k.family == family:
+                shown = "  ".join(f"{name} {k.instructions[name]}" for name in SHOWN if k.instructions[name])
+                numbers = (
+                    f"{k.registers:4} {k.shared_bytes:6} {k.stack_bytes:5} {k.spill_bytes:5} {k.barriers:3}"
+                )
+                lines.append(f"{k.name:{width}} {numbers} {k.instructions.total():5}  {shown}".rstrip())
+    return "\n".join(lines[1:])
+
+
+def totals(report: Report) -> str:
+    """The last line."""
+    names = {k.name.split("<", 1)[0] for k in report.kernels}
+    files = {k.file for k in report.kernels}
+    known = [seconds for file, seconds in report.seconds.items() if file in files]
+    compiled = f"{sum(known):.0f} s of compiling" if len(known) == len(files) else "compile time unknown"
+    return (
+        f"{len(report.kernels)} instantiations of {len(names)} kernels in {len(files)} files, "
+        f"{sum(k.spill_bytes for k in report.kernels)} bytes of spills, {compiled}, {len(report.problems)} faults"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -262,16 +296,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"no table: {reason}", file=sys.stderr)
         return 2
     if options.json:
-        print(
-            json.dumps({"kernels": [vars(k) for k in report.kernels], "problems": report.problems}, indent=2)
-        )
+        record = {"kernels": [vars(k) for k in report.kernels], "problems": report.problems}
+        print(json.dumps({**record, "compile_seconds": report.seconds}, indent=2))
     else:
         print(table(report.kernels))
         if not report.disassembled:
             print("no instructions: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
         for note in report.notes:
             print(f"note: {note}")
-        print(f"{len(report.kernels)} kernels, {len(report.problems)} faults")
+        print(totals(report))
     for problem in report.problems:
         print(f"fault: {problem}", file=sys.stderr)
     return 1 if report.problems else 0

@@ -158,4 +158,29 @@ def test_table_of_the_toy():
     command = [sys.executable, "-m", "bench.kernels", "--list", "tests/csrc/toy/kernels.json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert "reverse_kernel" in done.stdout and "2 kernels, 0 faults" in done.stdout
+    assert "reverse_kernel" in done.stdout
+    *_, last = done.stdout.splitlines()
+    assert last.startswith("2 instantiations of 2 kernels in ") and last.endswith(" 0 faults")
+
+
+def test_table_by_family_and_totals(tmp_path):
+    found = [
+        kernels.Kernel("a.cu", "m", "wide<1>", registers=40, family="one"),
+        kernels.Kernel("b.cu", "m", "other", spill_bytes=8, family="two"),
+        kernels.Kernel("a.cu", "m", "wide<2>", registers=50, family="one"),
+    ]
+    lines = kernels.table(found).splitlines()
+    assert [line.split()[0] for line in lines if line] == ["one", "wide<1>", "wide<2>", "two", "other"]
+    objects = tmp_path / "kernels"
+    (tmp_path / ".ninja_log").write_text(
+        "# ninja log v5\n0\t9000\t1\tkernels/a.o\tx\n5\t1505\t1\tkernels/a.o\tx\n7\t9007\t1\ttest/b.o\tx\n"
+    )
+    seconds = kernels.compile_seconds(objects)
+    assert seconds == {"a": 1.5}  # of the last time, and of this list only
+    report = kernels.Report(found, ["p"], [], True, {"a.cu": 1.5})
+    assert kernels.totals(report) == (
+        "3 instantiations of 2 kernels in 2 files, 8 bytes of spills, compile time unknown, 1 faults"
+    )
+    report.seconds["b.cu"] = 10.0
+    assert ", 12 s of compiling, " in kernels.totals(report)
+    assert kernels.compile_seconds(tmp_path / "nothing" / "here") == {}

@@ -93,8 +93,8 @@ def test_floors_of_the_moe_plumbing() -> None:
 
 def test_floor_of_the_step() -> None:
     step, copies, clip = optimizer.cases_of("x", [(1000, 3), (7,)])
-    assert copies.moved == 3000 * 22
     assert (step.floor_bytes, clip.floor_bytes) == (22 * 3007, 4 * 3007)
+    assert copies.floor_bytes == 22 * 3000 + 20 * 7
 
 
 @pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__)
@@ -185,7 +185,7 @@ SMALL = {
     "decode": {"SHAPES": [(1, 136, 272)], "MASKED_SHAPES": [(3, 2, 8, 136, 144)]},
     "wgrad": {"SHAPES": [(136, 144, 256)], "GROUPED_SHAPES": [(2, 136, 144, 256)]},
     "moe": {"TOKENS": [9]}, "quantize": {"SHAPES": [(300, 256)]}, "norm": {"SHAPES": [(9, 256)]},
-    "activation": {"SHAPES": [(140, 128)]}, "optimizer": {"SHAPES": {"layer": [(3, 5), (2049,)]}},
+    "activation": {"SHAPES": [(140, 128)]}, "optimizer": {"SHAPES": {"layer": [(3, 5), (2049,)], "vectors": [(7,)]}},
 }  # fmt: skip
 
 

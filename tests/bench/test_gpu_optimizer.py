@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import deepseek_ops
+from bench.optimizer import copies_of
 from bench.proof.rows import same_bits
-from deepseek_ops import optimizer
+from deepseek_ops import optimizer, quantize
 
 from . import gpu
-from .gpu import need_kernel, repeats, replays
+from .gpu import draw, need_kernel, repeats, replays
 
 pytestmark = pytest.mark.gpu
 
@@ -60,6 +61,61 @@ def test_adamw_bits(moments: torch.dtype, grads: torch.dtype, stochastic: bool) 
         one_step(device, stochastic_rounding=stochastic)
     for ours, theirs in zip(device, state, strict=True):
         assert all(same_bits(a.cpu(), b) for a, b in zip(ours, theirs, strict=True))
+
+
+WEIGHTS = [
+    (512, 768),
+    (7,),
+    (576, 144),
+    (3, 130, 272),
+    (129, 20),
+    (4099,),
+    (1, 1),
+]  # whole, ragged, and others
+
+
+@pytest.mark.parametrize("pow2", [False, True])
+@pytest.mark.parametrize("moments", [torch.float32, torch.bfloat16])
+def test_adamw_with_copies_bits(moments: torch.dtype, pow2: bool) -> None:
+    """FP8 copies of weights in a list with other tensors: the bytes of separate passes on the CPU."""
+    need_kernel("adamw_quantize_")
+    generator = torch.Generator().manual_seed(5)
+    made = [[torch.rand(shape, generator=generator) - 0.2 for shape in WEIGHTS] for _ in range(4)]
+    second = [[t.abs().to(moments) for t in ts] for ts in made[2:]]
+    state = [*made[:2], *second, [p.bfloat16() for p in made[0]]]
+    device = [[t.cuda() for t in ts] for ts in state]
+    with deepseek_ops.backend("reference"):
+        one_step(state, stochastic_rounding=True)
+        pairs = [quantize.quantize_128x128(p, pow2=pow2) if p.ndim > 1 else None for p in state[0]]
+        want = [pair and (*pair, *quantize.transpose_128x128(*pair)) for pair in pairs]
+    copies = [four and tuple(torch.empty_like(t, device="cuda") for t in four) for four in want]
+    with deepseek_ops.backend("cuda"):
+        one_step(device, stochastic_rounding=True, fp8_out=copies, fp8_pow2=pow2)
+    for ours, theirs in zip(device, state, strict=True):
+        assert all(same_bits(a.cpu(), b) for a, b in zip(ours, theirs, strict=True))
+    for ours, theirs in zip(copies, want, strict=True):
+        assert all(same_bits(a.cpu(), b) for a, b in zip(ours or (), theirs or (), strict=True))
+
+
+def step_with_copies(*state: list[torch.Tensor]) -> list[torch.Tensor]:
+    """What a step with copies leaves, of copies."""
+    params, grads, exp_avg, exp_avg_sq = ([t.clone() for t in ts] for ts in state)
+    copies = [four and tuple(torch.zeros_like(t) for t in four) for four in copies_of(params)]
+    optimizer.adamw_(params, grads, exp_avg, exp_avg_sq, lr=1e-3, step=3, fp8_out=copies)
+    return [*params, *exp_avg, *exp_avg_sq, *(t for four in copies if four for t in four)]
+
+
+def weights_state(seed: int) -> tuple[list[torch.Tensor], ...]:
+    first = [[draw(*shape, seed=seed + i, dtype=torch.float32) for shape in WEIGHTS] for i in range(3)]
+    return *first[:2], [m.bfloat16() for m in first[2]], [m.abs().bfloat16() for m in first[1]]
+
+
+def test_adamw_with_copies_repeat() -> None:
+    repeats(step_with_copies, *weights_state(0))
+
+
+def test_adamw_with_copies_graph() -> None:
+    replays(step_with_copies, *(weights_state(seed) for seed in (0, 9)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -110,61 +166,3 @@ def test_adamw_graph() -> None:
         state[1][149][0] = 1.0
         captured.replay()
         assert not torch.equal(state[0][149], before[149])
-
-
-def state_with_copies() -> list[list]:
-    """params, grads, exp_avg, exp_avg_sq of weights, ragged ones and a stack, and room for their FP8 copies."""
-    generator = torch.Generator().manual_seed(5)
-    shapes = [(130, 260), (576, 7168), (3, 128, 136), (1, 1)]
-    lists: list[list] = [[torch.randn(s, generator=generator) for s in shapes] for _ in range(3)]
-    lists.append([torch.rand(s, generator=generator) for s in shapes])
-    room = []
-    for *groups, n, k in shapes:
-        blocks = (-(-n // 128), -(-k // 128))
-        codes = [torch.empty(*groups, *s, dtype=torch.float8_e4m3fn) for s in ((n, k), (k, n))]
-        room.append(
-            (codes[0], torch.empty(*groups, *blocks), codes[1], torch.empty(*groups, *reversed(blocks)))
-        )
-    return [*lists, room]
-
-
-def stepped_with_copies(*state: list) -> list[torch.Tensor]:
-    """What a step leaves, of copies."""
-    params, grads, exp_avg, exp_avg_sq = ([t.clone() for t in ts] for ts in state[:4])
-    copies = [tuple(t.clone() for t in room) for room in state[4]]
-    optimizer.adamw_(params, grads, exp_avg, exp_avg_sq, lr=1e-3, step=3, fp8_out=copies)
-    return [*params, *exp_avg, *exp_avg_sq, *(t for room in copies for t in room)]
-
-
-def cuda_state_with_copies() -> list[list]:
-    return [
-        [tuple(t.cuda() for t in x) if isinstance(x, tuple) else x.cuda() for x in xs]
-        for xs in state_with_copies()
-    ]
-
-
-def test_adamw_with_copies_bits() -> None:
-    """Masters, moments and FP8 copies have the bits of the reference on the CPU: adamw_, then quantize_128x128."""
-    need_kernel("adamw_quantize_")
-    with deepseek_ops.backend("reference"):
-        want = stepped_with_copies(*state_with_copies())
-    with deepseek_ops.backend("cuda"):
-        got = stepped_with_copies(*cuda_state_with_copies())
-    assert all(same_bits(a.cpu(), b) for a, b in zip(got, want, strict=True))
-
-
-def test_adamw_with_copies_repeat() -> None:
-    state = cuda_state_with_copies()
-    repeats(lambda: stepped_with_copies(*state))
-
-
-def test_adamw_with_copies_graph() -> None:
-    """Masters move with each replay, and their copies with them."""
-    need_kernel("adamw_quantize_")
-    state = cuda_state_with_copies()
-    with deepseek_ops.backend("cuda"):
-        captured = gpu.Captured(lambda: optimizer.adamw_(*state[:4], lr=1e-3, step=3, fp8_out=state[4]))
-        before = state[4][1][0].clone()
-        state[1][1].neg_()
-        captured.replay()
-        assert not same_bits(state[4][1][0], before)
