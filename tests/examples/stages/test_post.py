@@ -55,7 +55,7 @@ POST = [
     "grpo.eval_every=2",
     "grpo.checkpoint_every=2",
     "distill.problems=70",
-    "distill.samples=8",
+    "distill.samples=64",
     "distill.max_new_tokens=4",
 ]
 ARGUMENTS = ["tiny", "--threads", "1", *POST]
@@ -181,7 +181,7 @@ def test_neither_side_of_the_split_is_empty_and_equals_stay_together():
 def test_distillation_keeps_what_the_verifier_accepts_in_both_forms(finished):
     record = result(finished, "distill")
     table = record["rejection"]
-    assert table["answers"] == 70 * 8 == sum(table[reason] for reason in distill.REASONS)
+    assert table["answers"] == 70 * 64 == sum(table[reason] for reason in distill.REASONS)
     assert 0 < table["kept"] <= 70 and table["mean_length_kept"] <= table["mean_length_drawn"]
     chats = list(read_chats(finished / "distill" / "distilled.jsonl"))
     assert len(chats) == 2 * table["kept"]
