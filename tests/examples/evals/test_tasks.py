@@ -154,7 +154,7 @@ def test_questions_from_a_file(tmp_path):
 @pytest.fixture(scope="module")
 def sandbox():
     try:
-        return Sandbox(Limits(wall_seconds=30, cpu_seconds=2))
+        return Sandbox(Limits(wall_seconds=120, cpu_seconds=2))
     except UserError as error:
         pytest.skip(str(error))
 

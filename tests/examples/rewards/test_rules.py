@@ -23,7 +23,7 @@ from examples.rewards.sandbox import Limits, Sandbox
 @pytest.fixture(scope="module")
 def box():
     try:
-        return Sandbox(Limits(wall_seconds=30, cpu_seconds=1))
+        return Sandbox(Limits(wall_seconds=120, cpu_seconds=1))
     except UserError as error:
         pytest.skip(str(error))
 

@@ -21,7 +21,7 @@ from examples.rewards import kernel, sandbox
 from examples.rewards.sandbox import Limits, Protection, Result, Sandbox
 
 ROOT = Path(sandbox.__file__).parents[2]
-QUICK = Limits(wall_seconds=20, cpu_seconds=3, memory_mib=160)
+QUICK = Limits(wall_seconds=120, cpu_seconds=3, memory_mib=160)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
 
@@ -164,7 +164,7 @@ def test_a_program_finds_an_empty_world(level, monkeypatch):
 def test_how_a_program_ends(program, status, code, detail):
     result = _sandbox(None).run(program)
     assert (result.status, result.exit_code, result.detail) == (status, code, detail), result.stderr
-    assert result.ok == (status == "ok") and 0 < result.seconds < 20
+    assert result.ok == (status == "ok") and 0 < result.seconds < 120
 
 
 # --- attacks -------------------------------------------------------------------------------------------------------
@@ -304,7 +304,7 @@ def test_the_attacks_work_without_a_sandbox(open_folder):
             "-c",
             program.replace("attacks.items()", f"((n, attacks[n]) for n in {harmless})"),
         ]
-        done = subprocess.run(command, capture_output=True, cwd=ROOT, timeout=60, check=False)
+        done = subprocess.run(command, capture_output=True, cwd=ROOT, timeout=200, check=False)
         return done.stdout.decode().splitlines()
 
     with pytest.raises(Reached) as reached:
@@ -327,7 +327,7 @@ from dataclasses import asdict
 from examples.errors import UserError
 from examples.rewards.sandbox import Limits, Sandbox
 try:
-    sandbox = Sandbox(Limits(wall_seconds=20, cpu_seconds=3, memory_mib=160, processes=6), level={level!r})
+    sandbox = Sandbox(Limits(wall_seconds=120, cpu_seconds=3, memory_mib=160, processes=6), level={level!r})
 except UserError as error:
     print(json.dumps(str(error)))
 else:
@@ -341,7 +341,7 @@ else:
     def run(program):
         command = [python, "-I", "-B", "-c", script]
         done = subprocess.run(command, input=program.encode(), capture_output=True, user=65534, group=65534,
-                              extra_groups=[], timeout=60, cwd="/", check=False)  # fmt: skip
+                              extra_groups=[], timeout=200, cwd="/", check=False)  # fmt: skip
         assert done.returncode == 0, done.stderr.decode()
         answer = json.loads(done.stdout)
         if isinstance(answer, str):
@@ -359,7 +359,7 @@ else:
 
 def test_a_fork_bomb_ends_and_leaves_nothing(level, name):
     program = _named(name) + "while True:\n  try: os.fork()\n  except OSError: pass"
-    result = _sandbox(level, Limits(wall_seconds=20, cpu_seconds=0.7, memory_mib=300)).run(program)
+    result = _sandbox(level, Limits(wall_seconds=120, cpu_seconds=0.5, memory_mib=300)).run(program)
     assert result.status == "timeout" and "processor time" in result.detail
     assert not _alive(name)
 
@@ -370,8 +370,8 @@ def test_processes_are_counted(level):
     )
     program += "except BlockingIOError: print(n)"
     start = time.monotonic()
-    result = _sandbox(level, Limits(processes=8)).run(program)
-    assert time.monotonic() - start < 20, result
+    result = _sandbox(level, Limits(wall_seconds=120, processes=8)).run(program)
+    assert time.monotonic() - start < 100, result
     assert result.status == "ok" and 6 <= int(result.stdout) <= 8, result
 
 
@@ -388,7 +388,7 @@ def test_daemons_and_zombies_do_not_survive(level, name):
         if os.fork() == 0:
             os.setsid()
             if os.fork() == 0:
-                time.sleep(100)
+                time.sleep(1000)
             os._exit(0)
         time.sleep(0.2)
         print("left", flush=True)
@@ -396,7 +396,7 @@ def test_daemons_and_zombies_do_not_survive(level, name):
     start = time.monotonic()
     result = _sandbox(level).run(program)
     assert (result.status, result.stdout) == ("ok", "left\n")
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 100
     assert not _alive(name)
 
 
@@ -409,7 +409,7 @@ def test_daemons_and_zombies_do_not_survive(level, name):
     ],
 )
 def test_processor_time_is_limited(program):
-    result = _sandbox(None, Limits(wall_seconds=30, cpu_seconds=0.5)).run(program)
+    result = _sandbox(None, Limits(wall_seconds=120, cpu_seconds=0.5)).run(program)
     assert result.status == "timeout" and "processor time" in result.detail and result.exit_code is None
     assert 0.5 <= result.cpu_seconds < 3
 
@@ -418,14 +418,14 @@ def test_wall_time_is_limited(level, name):
     program = (
         _named(name) + "print('here', flush=True)\nos.kill(os.getpid(), 19)"
     )  # SIGSTOP: not even running
-    result = _sandbox(level, Limits(wall_seconds=1.0)).run(program)
-    assert result.status == "timeout" and result.detail == "ran longer than 1 s"
+    result = _sandbox(level, Limits(wall_seconds=3.0)).run(program)
+    assert result.status == "timeout" and result.detail == "ran longer than 3 s"
     assert result.stdout == "here\n"
     assert not _alive(name)
 
 
 def test_memory_is_limited_alone_and_together(level):
-    limited = _sandbox(level, Limits(wall_seconds=20, memory_mib=160))
+    limited = _sandbox(level, Limits(wall_seconds=120, memory_mib=160))
     alone = (
         "kept = []\ntry:\n  while True: kept.append(bytearray(1 << 20))\nexcept MemoryError: print(len(kept))"
     )
@@ -435,13 +435,13 @@ def test_memory_is_limited_alone_and_together(level):
         "import os, time\nfor _ in range(5):\n  if os.fork() == 0: x = bytearray(60 << 20); time.sleep(60)\n"
     )
     result = limited.run(together + "time.sleep(60)")
-    assert result.status == "memory" and result.seconds < 15
+    assert result.status == "memory" and result.seconds < 100
 
 
 def test_output_is_cut_at_its_limit(level):
     limited = _sandbox(level, Limits(output_kib=8, wall_seconds=20))
     flood = limited.run("import sys\nwhile True: print('x' * 1000, file=sys.stderr)")
-    assert flood.status == "output" and len(flood.stderr) == 8192 and flood.seconds < 15
+    assert flood.status == "output" and len(flood.stderr) == 8192 and flood.seconds < 100
     exact = limited.run("print('x' * 8191)")
     assert exact.status == "ok" and len(exact.stdout) == 8192
     assert limited.run("print('x' * 8192)").status == "output"
@@ -488,12 +488,12 @@ def test_odd_folders_are_removed(open_folder, monkeypatch):
 
 def test_a_caller_that_dies_takes_the_program_with_it(level, name, open_folder):
     python = _sandbox(level)._python if level == "landlock" and os.geteuid() == 0 else None
-    program = _named(name) + "os.fork()\nprint('x')\ntime.sleep(100)"
+    program = _named(name) + "os.fork()\nprint('x')\ntime.sleep(1000)"
     code = f"from examples.rewards.sandbox import *; Sandbox(level={level!r}, python={python!r}).run({program!r})"
     caller = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"TMPDIR": str(open_folder)}
     )
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 100
     while len(_alive(name)) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert len(_alive(name)) == 2
@@ -513,10 +513,10 @@ def test_eight_at_once(level):
         for n in range(8)
     ]
     programs[3], programs[5] = "raise SystemExit(9)", "while True: pass"
-    results = _sandbox(level, Limits(wall_seconds=30, cpu_seconds=0.5)).run_many(programs, workers=8)
+    results = _sandbox(level, Limits(wall_seconds=120, cpu_seconds=0.5)).run_many(programs, workers=8)
     assert [r.status for r in results] == ["ok"] * 3 + ["error", "ok", "timeout", "ok", "ok"]
     assert [r.stdout.strip() for r in results] == ["0", "1", "2", "", "4", "", "6", "7"]
-    assert max(r.seconds for r in results) < 25
+    assert max(r.seconds for r in results) < 100
 
 
 # --- choice of the protection, and errors ----------------------------------------------------------------------------
@@ -540,7 +540,7 @@ def test_the_strongest_level_that_works_is_taken_and_named(monkeypatch):
 
 
 def test_limits_alone_still_limit():
-    limited = Sandbox(Limits(wall_seconds=20, cpu_seconds=0.5), level="limits", python=_public_python())
+    limited = Sandbox(Limits(wall_seconds=120, cpu_seconds=0.5), level="limits", python=_public_python())
     assert limited.run("while True: pass").status == "timeout"
     assert limited.run("import socket; socket.socket()").detail.startswith("PermissionError")
 
