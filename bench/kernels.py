@@ -53,8 +53,9 @@ class Kernel:
     family: str = ""  # of csrc/kernels.json
 
     def blocks_by_registers(self, threads: int) -> int:
-        """How many blocks of so many threads an SM's 65536 registers hold, given out eight a thread."""
-        return 65536 // (-(-self.registers // 8) * 8 * threads)
+        """How many fit on an SM by registers: warps are dealt to 4 schedulers with 512 registers a lane each."""
+        per_scheduler = 512 // (-(-self.registers // 8) * 8)
+        return 4 * per_scheduler // -(-threads // 32)
 
 
 @dataclass

@@ -59,22 +59,24 @@ def _run(options: argparse.Namespace) -> int:
 
     import torch  # after the arguments: a typing mistake answers at once
 
-    from examples.stages import RECIPE
+    from examples.stages import OPTIONAL, RECIPE
     from examples.stages.stage import open_run, peak_memory_mib, run_stages
 
     if options.threads is not None:
         if options.threads < 1:
             raise UserError(f"--threads: must be at least 1; got {options.threads}")
         torch.set_num_threads(options.threads)
-    names = [stage.name for stage in RECIPE]
-    wanted = names if options.stages is None else [name.strip() for name in options.stages.split(",")]
+    stages = [*RECIPE, *OPTIONAL]
+    names = [stage.name for stage in stages]
+    default = [stage.name for stage in RECIPE]
+    wanted = default if options.stages is None else [name.strip() for name in options.stages.split(",")]
     for name in wanted:
         if name not in names:
             raise UserError(f"--stages: must be among {', '.join(names)}; got {name!r}")
     root = options.run_dir or Path("runs") / options.name
     open_run(root, config, fresh=options.fresh)
     start = time.monotonic()
-    run_stages([stage for stage in RECIPE if stage.name in wanted], root, config)
+    run_stages([stage for stage in stages if stage.name in wanted], root, config)
     print(f"finished in {time.monotonic() - start:.0f} s, peak memory {peak_memory_mib():.0f} MiB")
     report = root / "report" / "report.html"
     if report.exists():

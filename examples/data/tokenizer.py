@@ -149,6 +149,18 @@ class Tokenizer:
         """The text of `ids`. Exact for ids that `encode` gave; bytes that are not UTF-8 become U+FFFD."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
+    def bytes_of(self, token: int) -> bytes:
+        """The bytes of text that a token stands for: part of a character, perhaps; none for special tokens and for ids
+        that are not in the vocabulary."""
+        return self._bytes.get(int(token), b"")
+
+    @cached_property
+    def _bytes(self) -> dict[int, bytes]:
+        values = {character: byte for byte, character in enumerate(_byte_alphabet())}
+        added = set(self._backend.get_added_tokens_decoder())
+        vocabulary = self._backend.get_vocab().items()
+        return {i: bytes(values[character] for character in t) for t, i in vocabulary if i not in added}
+
     @cached_property
     def vocab_size(self) -> int:
         """One more than the largest id: the rows that an embedding needs."""

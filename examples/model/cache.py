@@ -3,9 +3,15 @@
 Every sequence owns pages through `block_table`; all layers share the table. The main model and each MTP depth have
 lengths of their own, because a draft runs ahead of, or behind, what has been verified: rejecting a draft is `truncate`,
 and nothing is moved or cleared.
+
+`LatentCache` gives every sequence its pages at the start. Who hands pages out while sequences come and go
+(`examples/rollout/engine.py`) keeps tables of its own over `new_pages` and says with a `Span` what a pass appends.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -14,6 +20,34 @@ from examples.model.config import ModelConfig
 from examples.model.layers import activation_dtype
 
 PAGE = 64
+
+
+def new_pages(
+    config: ModelConfig,
+    blocks: int,
+    depths: int,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> list[torch.Tensor]:
+    """Zeroed pages [blocks, 64, kv_lora + rope] for each main layer, then for each of `depths` MTP depths."""
+    shape = (blocks, PAGE, config.latent_width)
+    dtype = dtype or activation_dtype(config.precision)
+    return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers + depths)]
+
+
+@dataclass(frozen=True)
+class Span:
+    """What a pass appends to one sequence: `tokens` from position `start` on. blocks: the sequence's pages, in order."""
+
+    tokens: Sequence[int]
+    start: int
+    blocks: Sequence[int]
+
+    @property
+    def end(self) -> int:
+        """The sequence's length after the pass."""
+        return self.start + len(self.tokens)
 
 
 class LatentCache:
@@ -40,11 +74,8 @@ class LatentCache:
         check_range("max_length", max_length, low=1)
         self.config, self.max_length, self.batch_invariant = config, max_length, batch_invariant
         per_row = ceil_div(max_length, PAGE)
-        shape = (batch_size * per_row, PAGE, config.latent_width)
-        dtype = dtype or activation_dtype(config.precision)
         depths = config.mtp_depth if drafts else 0
-        layers = config.num_layers + depths
-        self.pages = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self.pages = new_pages(config, batch_size * per_row, depths, dtype=dtype, device=device)
         blocks = torch.arange(batch_size * per_row, dtype=torch.int32, device=device)
         self.block_table = blocks.view(batch_size, per_row)
         # What turns a position into its place in the pages, for each page of a sequence.

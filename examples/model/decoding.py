@@ -5,6 +5,8 @@ A step takes 1 to 8 tokens per sequence, so that one call samples, and one call 
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from deepseek_ops._checks import ArgumentError, check_range, check_tensor
-from examples.model.cache import LatentCache
+from examples.model.cache import PAGE, LatentCache, Span
 from examples.model.config import ModelConfig
 from examples.model.mla import Layout, row_borders
 from examples.model.plan import DecodePlan
@@ -122,6 +124,65 @@ class CachedDecoding:
         plan = self._decode_plan()
         state = plan.draft(depth, hidden.flatten(0, 1), next_token.flatten(), layout, pages)
         return _step_output(plan, state, next_token.shape)
+
+    @torch.no_grad()
+    def ragged_step(
+        self,
+        spans: Sequence[Span],
+        pages: Sequence[torch.Tensor],
+        *,
+        hidden: torch.Tensor | None = None,
+        batch_invariant: bool = False,
+    ) -> torch.Tensor:
+        """Append each span's tokens, as many as it has, to its sequence: states after the last norm [T, D], span by span.
+
+        Prompts, parts of prompts and steps of other sequences share a pass, in the absorbed form, so that a token's
+        latent does not depend on where a prompt was cut. pages: of `new_pages`.
+        hidden: [T, D] states of the main model; with it this is a pass of MTP depth 1, and tokens are those one ahead.
+        `step_logits` makes logits of the rows that need them.
+        """
+        device = self.embed.weight.device
+        tokens = torch.tensor([token for span in spans for token in span.tokens], device=device)
+        self._check_tokens(tokens[None])
+        layout = self._ragged_layout(spans, batch_invariant)
+        if hidden is None:
+            return self._decode_plan().trunk(tokens, layout, pages)
+        return self._decode_plan().draft(1, hidden, tokens, layout, pages[self.config.num_layers])
+
+    @torch.no_grad()
+    def step_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """States after the last norm [T, D] -> fp32 [T, V]."""
+        return self._decode_plan().logits(hidden)
+
+    def _ragged_layout(self, spans: Sequence[Span], batch_invariant: bool) -> Layout:
+        """Attention reads at most 8 queries per sequence: a longer span is several, each one's keys end with its own
+        last query, and all their latents are written before any is read."""
+        parts = [
+            (span, at, min(at + MAX_STEP_TOKENS, span.end))
+            for span in spans
+            for at in range(span.start, span.end, MAX_STEP_TOKENS)
+        ]
+        width = max(-(-end // PAGE) for _, _, end in parts)
+        blocks = [list(span.blocks[:width]) for span, _, _ in parts]
+        borders = list(itertools.accumulate((end - at for _, at, end in parts), initial=0))
+        positions = [position for span in spans for position in range(span.start, span.end)]
+        slots = [
+            span.blocks[position // PAGE] * PAGE + position % PAGE
+            for span in spans
+            for position in range(span.start, span.end)
+        ]
+        device = self.embed.weight.device
+        return Layout(
+            torch.tensor(positions, device=device),
+            torch.tensor(borders, dtype=torch.int32, device=device),
+            self._frequencies(device),
+            torch.tensor(slots, device=device),
+            torch.tensor(
+                [row + [0] * (width - len(row)) for row in blocks], dtype=torch.int32, device=device
+            ),
+            torch.tensor([end for _, _, end in parts], dtype=torch.int32, device=device),
+            batch_invariant,
+        )
 
     def _decode_plan(self) -> DecodePlan:
         """The plan of a step, made anew if parameters have changed since the last one."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,7 +38,12 @@ class Router(nn.Module):
 
     `counts` grows in each training-mode forward, exactly once per token, also when a checkpoint runs the forward again
     inside backward; `update_bias` uses it up.
+
+    intercept: called instead of `route`, with it as the first argument: `examples.rollout.replay` records choices with it and
+    makes them again.
     """
+
+    intercept: Callable[..., tuple[torch.Tensor, ...]] | None = None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -60,6 +66,8 @@ class Router(nn.Module):
         self, logits: torch.Tensor, route: Callable[..., tuple[torch.Tensor, ...]] = route
     ) -> tuple[torch.Tensor, Routing]:
         """Logits fp32 [T, E] -> as `forward`; counts the tokens when training."""
+        if self.intercept is not None:
+            route = partial(self.intercept, route)
         topk_idx, topk_weight, scores, counts = route(logits, self.bias, **self.options)
         if self.training and torch._C._current_graph_task_id() == -1:  # -1: not inside a backward pass
             self.counts += counts

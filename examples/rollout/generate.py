@@ -9,6 +9,7 @@ import torch
 
 from examples.errors import UserError
 from examples.model.transformer import Transformer
+from examples.rollout.sampling import outside_nucleus
 
 
 @dataclass
@@ -97,8 +98,7 @@ def sample(
     probability = torch.softmax(logits / temperature, -1)
     if top_p < 1:
         ordered, index = probability.sort(-1, descending=True)
-        # Keep the smallest set that reaches top_p: a token stays if the mass before it is below top_p.
-        ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
+        ordered = ordered.masked_fill(outside_nucleus(ordered, top_p), 0.0)
         choice = torch.multinomial(ordered, 1, generator=generator)
         return index.gather(-1, choice).squeeze(-1)
     return torch.multinomial(probability, 1, generator=generator).squeeze(-1)

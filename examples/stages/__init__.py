@@ -1,6 +1,6 @@
 """The stages of the recipe, in order. A stage is one readable file: see `examples.stages.stage`."""
 
-from examples.stages import evaluate, generate, pretrain, report, tokenize
+from examples.stages import distill, evaluate, generate, grpo, pretrain, report, sft, tokenize
 from examples.stages.stage import Stage
 
 RECIPE = (
@@ -16,4 +16,16 @@ RECIPE = (
     Stage("evaluate", ("pretrain",), evaluate.run, "bits per byte of each source"),
     Stage("generate", ("pretrain",), generate.run, "latent-cache generation and MTP speculative decoding"),
     Stage("report", ("pretrain",), report.run, "report.md, report.html and the pictures"),
+)
+
+# Selectable by `--stages`, not part of the default recipe yet.
+OPTIONAL = (
+    Stage("sft", ("pretrain",), sft.run, "supervised fine-tuning (section 5.1)"),
+    Stage("grpo", ("sft",), grpo.run, "reinforcement learning on verifiable problems (section 5.2)"),
+    Stage(
+        "distill",
+        ("sft", "grpo"),
+        distill.run,
+        "expert's answers, rejection, final fine-tuning (section 5.1)",
+    ),
 )

@@ -102,7 +102,7 @@ def load_checkpoint(path: Path, *, into: dict[str, Any] | None = None) -> Checkp
     Raises `UserError` with the reason if the folder is missing, foreign, truncated, altered, or does not fit `into`.
     """
     path = Path(path)
-    step = int(_on_first_rank(lambda: _verify(path)))
+    step = int(_on_first_rank(lambda: verify_checkpoint(path)))
     reader = HuggingFaceStorageReader(str(path))
     with _dcp_errors(path, "reading"):
         stored = reader.read_metadata().state_dict_metadata
@@ -153,16 +153,7 @@ def _begin(folder: Path, step: int, stack: contextlib.ExitStack) -> Path:
 def _finish(folder: Path, temporary: Path, step: int, meta: Mapping[str, Any], keep: int) -> Path:
     """Seal the hidden folder with its manifest, publish it, remove old checkpoints."""
     with disk_errors(temporary):
-        _write(temporary / "meta.json", json.dumps(meta, indent=1).encode())
-        files = {}
-        for file in sorted(temporary.iterdir()):
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-                files[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(handle)}
-        manifest = {"format": FORMAT, "step": step, "files": files}
-        seal = hashlib.sha256(_canonical(manifest)).hexdigest()
-        _write(temporary / "manifest.json", json.dumps({**manifest, "sha256": seal}, indent=1).encode())
-        sync_folder(temporary)
+        seal_checkpoint(temporary, step, meta)
         same_step = [p for p in list_checkpoints(folder.parent) if _step_of(p) == step]
         revision = f"-{_revision_of(same_step[-1]) + 1}" if same_step else ""
         path = folder / f"step-{step:08d}{revision}"
@@ -176,8 +167,22 @@ def _finish(folder: Path, temporary: Path, step: int, meta: Mapping[str, Any], k
     return path
 
 
-def _verify(path: Path) -> int:
-    """Check every byte against the manifest; the step of the checkpoint."""
+def seal_checkpoint(folder: Path, step: int, meta: Mapping[str, Any]) -> None:
+    """Write meta.json and, over everything in `folder`, manifest.json: what makes tensors a checkpoint."""
+    _write(folder / "meta.json", json.dumps(meta, indent=1).encode())
+    files = {}
+    for file in sorted(folder.iterdir()):
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+            files[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(handle)}
+    manifest = {"format": FORMAT, "step": step, "files": files}
+    seal = hashlib.sha256(_canonical(manifest)).hexdigest()
+    _write(folder / "manifest.json", json.dumps({**manifest, "sha256": seal}, indent=1).encode())
+    sync_folder(folder)
+
+
+def verify_checkpoint(path: Path) -> int:
+    """Check every byte against the manifest; the step of the checkpoint. `UserError` says what is wrong."""
     if not path.is_dir():
         raise UserError(f"{path}: no such checkpoint")
     try:

@@ -110,10 +110,14 @@ def device_library(name: str, source: Path) -> ctypes.CDLL:
 
 @functools.cache
 def resources(name: str) -> list[kernels.Kernel]:
-    """What ptxas made of the package's kernels in csrc's `name`.cu, as its build reported; skips where that cannot be."""
+    """What ptxas made of the package's kernels in csrc's `name`.cu, as its build reported; skips where that cannot be.
+
+    Fails where one spills, uses local memory or is serialised.
+    """
     found, log, compiled = _of_file(name)
     assert compiled.exists() and not re.search(r"\(C75\d\d\)|serialized|spilled|Local memory", log), log
     assert found, f"{name}.cu: holds no kernel"
+    assert not [kernel.name for kernel in found if kernel.stack_bytes or kernel.spill_bytes]
     return found
 
 
@@ -171,10 +175,14 @@ def _compiled(units: list[_Unit]) -> list[Path]:
     for blocking in (False, True):
         rest = [
             unit for unit in dict.fromkeys(reversed(units)) if unit not in done
-        ]  # watched kernels take longest
+        ]  # watched ones take longest
         with ThreadPoolExecutor(jobs) as pool:
-            found = pool.map(functools.partial(_compile, blocking=blocking), rest)
-            done |= {unit: path for unit, path in zip(rest, found, strict=True) if path}
+            try:
+                found = list(pool.map(functools.partial(_compile, blocking=blocking), rest))
+            except BuildError:
+                pool.shutdown(cancel_futures=True)
+                raise
+        done |= {unit: path for unit, path in zip(rest, found, strict=True) if path}
     return [done[unit] for unit in units]
 
 
@@ -231,6 +239,7 @@ def _link(name: str, objects: list[Path], linker: tuple[str, ...], home: Path) -
     state = (f"{path} {path.stat().st_mtime_ns}" for path in objects)
     stem, suffix = name.split(".")
     target = home / f"{stem}.{_digest([*linker, *state])}.{suffix}"
+    home.mkdir(parents=True, exist_ok=True)
     with _locked(home / name, True):
         if not target.exists():
             partial = home / f"{name}.partial"
@@ -250,11 +259,16 @@ def _link(name: str, objects: list[Path], linker: tuple[str, ...], home: Path) -
 def _of_the_package(units: Iterable[_Unit]) -> dict[_Unit, Path]:
     """Objects of the package's own build, brought up to date; none where it is not there, not Ninja's, or fails."""
     found = {unit: path for unit in units if (path := _package_object(unit)) and path.exists()}
-    if not found or not (PACKAGE / "build.ninja").exists():
-        return {}
-    targets = sorted(str(path.relative_to(PACKAGE)) for path in found.values())
-    with _toolchain.locked(PACKAGE):
-        return found if _toolchain.refresh(PACKAGE, targets) else {}
+    done: dict[_Unit, Path] = {}
+    if not (PACKAGE / "build.ninja").exists():
+        return done
+    for emulator in (True, False):  # a kernel that does not compile costs no more than itself
+        part = {unit: path for unit, path in found.items() if (unit.source in EMULATOR) == emulator}
+        targets = sorted({str(path.relative_to(PACKAGE)) for path in part.values()})
+        with _toolchain.locked(PACKAGE):
+            if targets and _toolchain.refresh(PACKAGE, targets):
+                done |= part
+    return done
 
 
 def _package_object(unit: _Unit) -> Path | None:

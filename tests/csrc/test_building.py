@@ -88,3 +88,12 @@ def test_what_the_compiler_says_is_the_failure(sources):
         building.objects(sources)
     sources[0].write_text('extern "C" int first() { return 4; }\n')
     assert building.library("mended", sources, runtime=False).first() == 4
+
+
+def test_what_the_package_has_compiled_is_not_compiled_again():
+    emulator, kernel = building.EMULATOR[0], building.CSRC / "quantize/quantize_rows.cu"
+    if not list((building.PACKAGE / "CMakeFiles").glob("emulator_runtime.dir/**/*.o")):
+        pytest.skip("the package was not built in this checkout")
+    if not (building.PACKAGE / "build.ninja").exists():
+        pytest.skip("the package was built without Ninja")
+    assert all(path.is_relative_to(building.PACKAGE) for path in building.objects([emulator, kernel]))

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from tests.csrc.resources import compile_kernels
+from tests.csrc.building import resources
 
 
-def test_forward(tmp_path):
-    entries = compile_kernels("activation/swiglu.cu", tmp_path)
+def test_forward():
+    entries = resources("swiglu")
     assert len(entries) == 8
     for entry in entries:
-        assert entry.blocks(128) >= (4 if "4bf16" in entry.name else 2), entry
+        assert entry.blocks_by_registers(128) >= (4 if "4bf16" in entry.mangled else 2), entry
 
 
-def test_backward(tmp_path):
-    entries = compile_kernels("activation/swiglu_backward.cu", tmp_path)
+def test_backward():
+    entries = resources("swiglu_backward")
     assert len(entries) == 4
     for entry in entries:
-        assert entry.blocks(128) >= (4 if "4bf16" in entry.name else 2), entry
+        assert entry.blocks_by_registers(128) >= (4 if "4bf16" in entry.mangled else 2), entry
 
 
-def test_backward_with_casts(tmp_path):
-    entries = compile_kernels("activation/swiglu_backward_quantize.cu", tmp_path)
-    casts = [e for e in entries if "swiglu_backward_quantize_kernel" in e.name]
+def test_backward_with_casts():
+    entries = resources("swiglu_backward_quantize")
+    casts = [e for e in entries if "swiglu_backward_quantize_kernel" in e.mangled]
     assert len(casts) == 2 and len(entries) == 4  # and the padding of offsets, and the sum of row weights
-    assert all(e.blocks(256) >= 2 for e in casts)
+    assert all(e.blocks_by_registers(256) >= 2 for e in casts)

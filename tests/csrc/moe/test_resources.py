@@ -42,6 +42,5 @@ def test_no_spills_and_enough_blocks_on_an_sm(file):
         name = re.search(r"\d([a-z_]+_kernel)[IE]", kernel.mangled)[1]
         _, threads, fitting = KERNELS[file][name]
         found[name] += 1
-        assert kernel.stack_bytes == kernel.spill_bytes == 0, kernel.name
         assert kernel.blocks_by_registers(threads) >= fitting, f"{kernel.name}: {kernel.registers} registers"
     assert found == {name: count for name, (count, _, _) in KERNELS[file].items()}

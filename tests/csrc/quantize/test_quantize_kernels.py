@@ -37,6 +37,8 @@ def kernels(request):
         assert len(got) == len(want)
         for index, (a, b) in enumerate(zip(got, want, strict=True)):
             assert a.shape == b.shape and a.dtype == b.dtype and a.is_contiguous(), f"output {index}"
+            if not a.numel():
+                continue
             a = a.cpu()
             if a.is_floating_point() and a.element_size() > 1:  # conversions may choose a NaN's payload
                 a, b = (torch.where(v.isnan(), torch.nan, v) for v in (a, b))

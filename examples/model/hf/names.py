@@ -1,15 +1,14 @@
-"""Weights in the names and shapes of the released checkpoint (and of transformers' DeepseekV3ForCausalLM), in memory.
+"""Weights in the names and shapes of the released checkpoint (and of transformers' DeepseekV3ForCausalLM).
 
 What differs: the released files keep gate and up, q_a and kv_a, and every expert apart; here they are one matrix each,
-because they are one GEMM. The MTP module k is layer `num_layers + k - 1` there. Reading files, shards and FP8 scales is
-another module's work; this one only knows names.
+because they are one GEMM. The MTP module k is layer `num_layers + k - 1` there. Files, shards and FP8 scales are the
+other modules' work; this one only knows names, and moves state dicts that are in memory.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 
@@ -29,15 +28,15 @@ def to_hf_state_dict(model: Transformer, *, shared_copies: bool = False) -> dict
     ours = _tensors(model)
     state = hf_views(model.config, {name: tensor.detach() for name, tensor in ours.items()})
     if shared_copies:
-        for name, our in _shared_copies(model.config):
+        for name, our in mtp_copies(model.config):
             state[name] = ours[our].detach()
     return state
 
 
 def hf_views(config: ModelConfig, ours: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Tensors under our names (weights, or gradients of some) as views under HF names; absent ones are left out."""
-    pieces = (piece for piece in _pieces(config) if piece[1] in ours)
-    return {name: _view(ours[our], expert, start, rows) for name, our, expert, start, rows in pieces}
+    present = (piece for piece in pieces(config) if piece[1] in ours)
+    return {name: view(ours[our], expert, start, rows) for name, our, expert, start, rows in present}
 
 
 @torch.no_grad()
@@ -49,10 +48,9 @@ def load_hf_state_dict(model: Transformer, state: Mapping[str, torch.Tensor]) ->
     """
     ours = _tensors(model)
     targets = {
-        name: _view(ours[our], expert, start, rows)
-        for name, our, expert, start, rows in _pieces(model.config)
+        name: view(ours[our], expert, start, rows) for name, our, expert, start, rows in pieces(model.config)
     }
-    copies = dict(_shared_copies(model.config))
+    copies = dict(mtp_copies(model.config))
     missing = sorted(targets.keys() - state.keys())
     if missing:
         raise UserError(f"weights: {missing[0]} is missing{_more(missing)}")
@@ -61,7 +59,7 @@ def load_hf_state_dict(model: Transformer, state: Mapping[str, torch.Tensor]) ->
         near = difflib.get_close_matches(unexpected[0], targets, n=1)
         advice = f"; the nearest name is {near[0]}" if near else ""
         raise UserError(f"weights: {unexpected[0]} has no place in this model{_more(unexpected)}{advice}")
-    hf_names = {our: name for name, our, *_ in _pieces(model.config)}
+    hf_names = {our: name for name, our, *_ in pieces(model.config)}
     for name, tensor in state.items():
         want = targets[name] if name in targets else ours[copies[name]]
         if tensor.shape != want.shape:
@@ -74,60 +72,9 @@ def load_hf_state_dict(model: Transformer, state: Mapping[str, torch.Tensor]) ->
         target.copy_(state[name])
 
 
-def hf_config(config: ModelConfig) -> dict[str, Any]:
-    """The `config.json` that goes with these weights."""
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
-    if config.yarn is not None:
-        rope = {
-            "rope_type": "yarn",
-            "rope_theta": config.rope_theta,
-            "factor": config.yarn.factor,
-            "original_max_position_embeddings": config.yarn.original_max,
-            "beta_fast": config.yarn.beta_fast,
-            "beta_slow": config.yarn.beta_slow,
-            "mscale": config.yarn.mscale,
-            "mscale_all_dim": config.yarn.mscale,
-        }
-    return {
-        "architectures": ["DeepseekV3ForCausalLM"],
-        "model_type": "deepseek_v3",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.dense_inner_size,
-        "moe_intermediate_size": config.expert_inner_size,
-        "num_hidden_layers": config.num_layers,
-        "num_nextn_predict_layers": config.mtp_depth,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_heads,
-        "n_shared_experts": config.num_shared_experts,
-        "n_routed_experts": config.num_experts,
-        "routed_scaling_factor": config.routed_scale,
-        "kv_lora_rank": config.kv_lora_rank,
-        "q_lora_rank": config.q_lora_rank,
-        "qk_rope_head_dim": config.qk_rope_head_dim,
-        "v_head_dim": config.v_head_dim,
-        "qk_nope_head_dim": config.qk_nope_head_dim,
-        "n_group": config.num_groups,
-        "topk_group": config.top_groups,
-        "num_experts_per_tok": config.top_k,
-        "first_k_dense_replace": config.num_dense_layers,
-        "norm_topk_prob": True,
-        "scoring_func": "sigmoid",
-        "topk_method": "noaux_tc",
-        "hidden_act": "silu",
-        "max_position_embeddings": config.max_positions,
-        "initializer_range": config.init_std,
-        "rms_norm_eps": config.norm_eps,
-        "rope_parameters": rope,
-        "attention_bias": False,
-        "tie_word_embeddings": False,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-    }
-
-
-def _pieces(config: ModelConfig) -> Iterator[Piece]:
-    """Every tensor of the HF layout and the part of ours that it is."""
+def pieces(config: ModelConfig) -> Iterator[Piece]:
+    """Every tensor of the HF layout and the part of ours that it is. Pieces of one of ours come in its row order, so
+    that written one after the other they are its bytes."""
     yield "model.embed_tokens.weight", "embed.weight", None, 0, None
     for i in range(config.num_layers):
         yield from _block(config, f"model.layers.{i}", f"layers.{i}", dense=i < config.num_dense_layers)
@@ -185,17 +132,33 @@ def _swiglu(hf: str, our: str, inner: int) -> Iterator[Piece]:
     yield f"{hf}.down_proj.weight", f"{our}.down.weight", None, 0, None
 
 
-def _shared_copies(config: ModelConfig) -> Iterator[tuple[str, str]]:
+def mtp_copies(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """(HF name, our name) of the copies of embedding and head that the released files keep beside MTP modules."""
     for k in range(config.mtp_depth):
         yield f"model.layers.{config.num_layers + k}.embed_tokens.weight", "embed.weight"
         yield f"model.layers.{config.num_layers + k}.shared_head.head.weight", "head.weight"
+
+
+def piece_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """HF name -> shape of every tensor, copies left out; built on the meta device, without memory."""
+    ours = our_tensors(config)
+    return {
+        name: tuple(view(ours[our], expert, start, rows).shape)
+        for name, our, expert, start, rows in pieces(config)
+    }
+
+
+def our_tensors(config: ModelConfig) -> dict[str, torch.Tensor]:
+    """Our name -> meta tensor (shape and type) of every parameter and buffer of the model."""
+    with torch.device("meta"):
+        return {n: t.detach() for n, t in _tensors(Transformer(config)).items()}
 
 
 def _tensors(model: Transformer) -> dict[str, torch.Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _view(tensor: torch.Tensor, expert: int | None, start: int, rows: int | None) -> torch.Tensor:
+def view(tensor: torch.Tensor, expert: int | None, start: int, rows: int | None) -> torch.Tensor:
     if expert is not None:
         tensor = tensor[expert]
     return tensor if rows is None else tensor[start : start + rows]

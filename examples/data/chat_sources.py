@@ -1,0 +1,147 @@
+"""Where conversations come from: generated maths, translations, speeches of plays, and the user's own files.
+
+The report fine-tunes on 1.5M undisclosed samples (section 5.1: reasoning data from expert models, the rest from V2.5 and
+people). These stand in for them without a download: `sums` are short verifiable problems, the ones that GRPO later
+trains on; `worked` are maths with the worked solution; `translation` are Django's message catalogues; `dialogue` are two
+consecutive speeches of a scene. All are registry packages that pre-training reads too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from examples.data import builtin
+from examples.data.chat import chat, read_chats
+from examples.errors import UserError
+
+Messages = list[dict[str, str]]
+
+# What GRPO trains on at tiny scale: one-digit sums and differences.
+SUMS: dict[str, Any] = {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}
+HELD_OUT_EVERY = 8  # a problem is held out by the hash of its text: equal problems fall on the same side
+SPEECH_CHARS = 300
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question with what its verifier needs to know: `record["answer"]`."""
+
+    question: str
+    record: dict[str, Any]
+
+
+def is_held_out(question: str, every: int = HELD_OUT_EVERY) -> bool:
+    """Whether a problem is for evaluation, by its text alone."""
+    return int.from_bytes(hashlib.blake2b(question.encode(), digest_size=8).digest(), "little") % every == 0
+
+
+def sums(count: int, seed: int, *, held_out: bool = False) -> list[Problem]:
+    """`count` one-digit sums (reasoning_gym's chain_sum); held-out ones are all different and never trained on."""
+    found = list(itertools.islice(_problems(seed, held_out, 40 * count + 1000), count))
+    if len(found) < count:
+        raise UserError(
+            f"sums: there are only {len(found)} different held-out problems; {count} were asked for"
+        )
+    return found
+
+
+def _problems(seed: int, held_out: bool, tries: int) -> Iterator[Problem]:
+    import reasoning_gym  # about 1 s: only here
+
+    seen: set[str] = set()
+    dataset = reasoning_gym.create_dataset("chain_sum", size=tries, seed=seed, **SUMS)
+    for index in range(tries):
+        item = dataset[index]
+        question = f"{item['metadata']['expression']} ="  # the generator's sentence around it would be most of a sample
+        if is_held_out(question) == held_out and not (held_out and question in seen):
+            seen.add(question)
+            yield Problem(question, {"answer": str(item["answer"])})
+
+
+def _sums(seed: int) -> Iterator[Messages]:
+    for problem in _problems(seed, False, 1 << 30):
+        yield chat(problem.question, problem.record["answer"])
+
+
+def _worked(seed: int) -> Iterator[Messages]:
+    import reasoning_gym
+
+    names = [("gsm_symbolic", 1200), ("basic_arithmetic", 400), ("chain_sum", 400)]
+    sets = {
+        name: reasoning_gym.create_dataset(name, size=size, seed=seed, **builtin.MATHS_SETTINGS.get(name, {}))
+        for name, size in names
+    }
+    order = [(name, index) for name, size in names for index in range(size)]
+    random.Random(seed).shuffle(order)
+    for name, index in order:
+        item = sets[name][index]
+        question, worked = item["question"].strip(), item["metadata"].get("answer_cot") or item["answer"]
+        expression = item["metadata"].get("expression", question)
+        if not is_held_out(f"{expression} ="):  # or it could be a held-out problem of `sums` in other words
+            yield chat(question, str(worked).strip())
+
+
+def _translation(seed: int) -> Iterator[Messages]:
+    pairs = []
+    for document in builtin.multilingual():
+        head, *blocks = document.split("\n\n")
+        language = head.removeprefix("English to ")
+        for block in blocks:
+            lines = block.split("\n")
+            if len(lines) == 2 and all(lines):  # one line of English, one of the translation
+                pairs.append((language, *lines))
+    random.Random(seed).shuffle(pairs)
+    for language, source, target in pairs:
+        yield chat(f"Translate into {language}: {source}", target)
+
+
+_SPEECH = re.compile(r"^\*\*[^*\n]+\*\* *\n", re.MULTILINE)
+
+
+def _dialogue(seed: int) -> Iterator[Messages]:
+    pairs = []
+    for scene in builtin.shakespeare():
+        speeches = [" ".join(re.sub(r"_.*?_", "", s).split()) for s in _SPEECH.split(scene)[1:]]
+        pairs += [p for p in itertools.pairwise(speeches) if all(0 < len(s) <= SPEECH_CHARS for s in p)]
+    random.Random(seed).shuffle(pairs)
+    for question, answer in pairs:
+        yield chat(question, answer, system="Answer as in a play.")
+
+
+SOURCES: dict[str, tuple[Callable[[int], Iterator[Messages]], Callable[[], str | None]]] = {
+    "sums": (_sums, builtin.check_maths),
+    "worked": (_worked, builtin.check_maths),
+    "translation": (_translation, builtin.check_multilingual),
+    "dialogue": (_dialogue, builtin.check_shakespeare),
+}
+
+
+def load_chats(
+    names: Sequence[str], counts: Sequence[int], user: Sequence[str] = (), *, seed: int = 0
+) -> dict[str, list[Messages]]:
+    """Conversations by source: at most `counts[i]` of `names[i]`, and all of each user's file.
+
+    A source whose package is missing is an error that says how to get it: what is learnt must not depend in silence on
+    what happens to be installed.
+    """
+    if len(names) != len(counts):
+        raise UserError(f"sft.counts: must be one for each of {len(names)} sources; got {len(counts)}")
+    chats: dict[str, list[Messages]] = {}
+    for name, count in zip(names, counts, strict=True):
+        if name not in SOURCES:
+            raise UserError(f"sft.sources: must be among {', '.join(SOURCES)}; got {name!r}")
+        load, check = SOURCES[name]
+        if problem := check():
+            raise UserError(f"sft.sources: {name} cannot be read: {problem}")
+        chats[name] = [messages for messages, _ in zip(load(seed), range(count), strict=False)]
+    for path in user:
+        chats[f"user:{path}"] = list(read_chats(path))
+    if not any(chats.values()):
+        raise UserError("sft.sources, sft.user: hold no conversation; give at least one source or file")
+    return chats

@@ -1,0 +1,109 @@
+"""Length and style control of distillation (report section 5.1).
+
+Responses of a reasoning model are right more often than those of its student, but long, repetitive, and careless about form.
+From several right ones the student should learn the clear and concise one:
+
+    choose(responses, right, StyleLimits(longest=400)) -> the shortest right response without a fault, or none
+
+Faults are named, so that a run can say why it rejected what it rejected.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from examples.errors import UserError
+from examples.rewards.rules import boxed_answer, language, reflections
+
+_NGRAM = 6  # words; shorter repetitions are grammar
+
+
+@dataclass(frozen=True)
+class StyleLimits:
+    """What a response may be.
+
+    shortest, longest: words; a bare answer teaches no reasoning. reflections: how often it may doubt itself. repetition:
+    share of its 6-word runs that occur before. language: least share of letters in the prompt's script. boxed: must have a
+    \\boxed answer, and may go on for `after` words behind it.
+    """
+
+    shortest: int = 1
+    longest: int = 2000
+    reflections: int = 6
+    repetition: float = 0.2
+    language: float = 0.9
+    boxed: bool = True
+    after: int = 40
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.shortest <= self.longest:
+            raise UserError(f"style: must have 0 <= shortest <= longest; got {self.shortest}, {self.longest}")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """index: of the response that was kept, None if none was. rejected: how many had which fault (a response may have
+    several; "wrong" comes first and hides the others). kept_words, mean_words: length kept, and of all that were right."""
+
+    index: int | None
+    rejected: Counter[str] = field(default_factory=Counter)
+    kept_words: int = 0
+    mean_words: float = 0.0
+
+
+def repetition(text: str) -> float:
+    """Share of the runs of 6 words that have occurred before in the text."""
+    words = text.split()
+    runs = [tuple(words[i : i + _NGRAM]) for i in range(len(words) - _NGRAM + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+def faults(prompt: str, response: str, limits: StyleLimits) -> list[str]:
+    """Names of everything that is wrong with the form of a response."""
+    words = len(response.split())
+    boxed = boxed_answer(response)
+    after = len(response[response.rfind("\\boxed") :].split()) - len((boxed or "").split())
+    prose = re.sub(r"^```.*?^```[ \t]*$", "", response, flags=re.MULTILINE | re.DOTALL)
+    found = {
+        "too short": words < limits.shortest,
+        "too long": words > limits.longest,
+        "overthinking": reflections(response) > limits.reflections,
+        "repetitive": repetition(response) > limits.repetition,
+        "mixed languages": language(prompt, response, "") < limits.language,
+        "no boxed answer": limits.boxed and not boxed,
+        "goes on after the answer": limits.boxed and bool(boxed) and after > limits.after,
+        "open code block": len(re.findall(r"^```", response, re.MULTILINE)) % 2 == 1,
+        "open formula": len(re.findall(r"(?<!\\)\$", prose)) % 2 == 1,
+        "open bracket": prose.count("\\[") != prose.count("\\]") or prose.count("\\(") != prose.count("\\)"),
+        "open tag": any(
+            response.count(f"<{name}>") != response.count(f"</{name}>")
+            for name in set(re.findall(r"</?([a-z]{2,16})>", prose))
+        ),
+    }
+    return [name for name, is_so in found.items() if is_so]
+
+
+def choose(prompt: str, responses: Sequence[str], right: Sequence[bool], limits: StyleLimits) -> Choice:
+    """The shortest of the responses that are right and without fault; of equals the first."""
+    if len(responses) != len(right):
+        raise UserError(
+            f"style: right must have one entry for each of {len(responses)} responses; got {len(right)}"
+        )
+    rejected: Counter[str] = Counter()
+    best: tuple[int, int] | None = None
+    lengths = []
+    for index, (response, is_right) in enumerate(zip(responses, right, strict=True)):
+        if not is_right:
+            rejected["wrong"] += 1
+            continue
+        words = len(response.split())
+        lengths.append(words)
+        found = faults(prompt, response, limits)
+        rejected.update(found)
+        if not found and (best is None or words < best[0]):
+            best = words, index
+    mean = sum(lengths) / len(lengths) if lengths else 0.0
+    return Choice(best[1] if best else None, rejected, best[0] if best else 0, mean)

@@ -1,0 +1,94 @@
+"""Groups of sampled outputs for reinforcement learning, with what their training needs: log-probabilities and experts.
+
+All outputs of all prompts are one batch on the latent cache; a row that has ended leaves it. The draws are a function of
+(weights, prompts, seed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from examples.errors import UserError
+from examples.model.transformer import Transformer
+from examples.rollout.generate import pad_prompts
+from examples.rollout.replay import FREE, main_routers, recording
+
+
+@dataclass
+class Rollout:
+    """One output. tokens: up to and including eos, if `ended`; else it was cut at the limit.
+
+    logprobs: of each token at the temperature of sampling, as the sampler saw it: fp32 [len(tokens)]. routes: int16 [layers with
+    experts, len(prompt) + len(tokens) - 1, k], the experts of every token that was fed (the last one never is).
+    """
+
+    prompt: list[int]
+    tokens: list[int]
+    ended: bool
+    logprobs: torch.Tensor
+    routes: torch.Tensor
+
+
+@torch.no_grad()
+def sample_groups(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    group: int,
+    max_new_tokens: int,
+    *,
+    eos: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> list[Rollout]:
+    """`group` outputs of each prompt, prompt by prompt, sampled from the whole distribution."""
+    if temperature <= 0 or group < 1:
+        raise UserError(f"temperature, group: must be above 0 and at least 1; got {temperature}, {group}")
+    rows = [list(prompt) for prompt in prompts for _ in range(group)]
+    tokens, lengths = pad_prompts(model, rows, max_new_tokens)
+    device, was_training = tokens.device, model.training
+    model.eval()
+    longest = tokens.shape[1]
+    generator = torch.Generator(device).manual_seed(seed)
+    cache = model.new_cache(len(rows), longest + max_new_tokens, drafts=False)
+    layers, k = len(main_routers(model)), model.config.top_k
+    routes = torch.full((layers, len(rows), longest + max_new_tokens, k), FREE, dtype=torch.int16)
+    new = torch.zeros(len(rows), max_new_tokens, dtype=torch.int64, device=device)
+    logprobs = torch.zeros(len(rows), max_new_tokens, device=device)
+    count = torch.zeros(len(rows), dtype=torch.int64, device=device)
+    running = torch.arange(len(rows), device=device)
+    with recording(model) as taken:
+        output = model.prefill(tokens, cache, lengths)
+        fed = (torch.arange(longest, device=device) < lengths[:, None]).nonzero(as_tuple=True)
+        for step in range(max_new_tokens):
+            for layer, passes in enumerate(taken):
+                routes[layer, fed[0].cpu(), fed[1].cpu()] = passes.pop().short().cpu()
+            scores = torch.log_softmax(output.logits[:, -1] / temperature, -1)
+            chosen = torch.multinomial(scores.exp(), 1, generator=generator)
+            new[running, step] = chosen[:, 0]
+            logprobs[running, step] = scores.gather(1, chosen)[:, 0]
+            count[running] = step + 1
+            going = (chosen[:, 0] != eos).nonzero()[:, 0]
+            if not len(going) or step + 1 == max_new_tokens:
+                break
+            if len(going) < len(running):
+                cache.keep(going)
+                running, chosen = running[going], chosen[going]
+            fed = (running, lengths[running] + step)
+            output = model.decode_step(chosen, cache)
+    model.train(was_training)
+    outputs = []
+    for row, (prompt, n) in enumerate(zip(rows, count.tolist(), strict=True)):
+        text = new[row, :n].tolist()
+        outputs.append(
+            Rollout(
+                prompt,
+                text,
+                text[-1] == eos,
+                logprobs[row, :n].float().cpu(),
+                routes[:, row, : len(prompt) + n - 1],
+            )
+        )
+    return outputs

@@ -1,0 +1,308 @@
+"""SFT and GRPO stages on a micro model: they learn, continue to the bit after kill -9, and do not depend on how a batch is cut."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from examples.configs import get_config, parse_overrides
+from examples.configs.post_training import REFLECTION
+from examples.data.chat import chat, read_chats
+from examples.data.tokenizer import Tokenizer
+from examples.errors import UserError
+from examples.rollout.group import Rollout, sample_groups
+from examples.run import main
+from examples.stages import distill, grpo
+from examples.stages.sft import split
+from examples.stages.tokenize import tokenizer_path
+from examples.train.checkpoint import list_checkpoints, load_checkpoint
+from examples.train.grpo import advantages
+from examples.train.metrics import read_metrics
+from examples.train.runner import Weights, start_weights
+
+from ..train.conftest import MICRO
+
+REPOSITORY = Path(__file__).parents[3]
+POST = [
+    *MICRO,
+    "train.schedule.total_tokens=512",
+    "sft.sources=sums",
+    "sft.counts=70",
+    "sft.held_out_every=5",
+    "sft.batch_size=4",
+    "sft.micro_batch=3",
+    "sft.schedule.peak=1e-2",
+    "sft.eval_every=4",
+    "sft.checkpoint_every=3",
+    "grpo.steps=5",
+    "grpo.prompts=4",
+    "grpo.group=4",
+    "grpo.updates=2",
+    "grpo.minibatches=2",
+    "grpo.learning_rate=1e-3",
+    "grpo.max_new_tokens=4",
+    "grpo.micro_batch=3",
+    "grpo.reference_every=2",
+    "grpo.eval_prompts=8",
+    "grpo.eval_every=2",
+    "grpo.checkpoint_every=2",
+    "distill.problems=70",
+    "distill.samples=64",
+    "distill.max_new_tokens=4",
+]
+ARGUMENTS = ["tiny", "--threads", "1", *POST]
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A run folder with a micro model in it."""
+    root = tmp_path_factory.mktemp("post") / "start"
+    assert main([*ARGUMENTS, "--run-dir", str(root), "--stages", "tokenize,pretrain"]) == 0
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(pretrained):
+    """The same with SFT, GRPO and distillation."""
+    root = pretrained.parent / "finished"
+    shutil.copytree(pretrained, root)
+    assert main([*ARGUMENTS, "--run-dir", str(root), "--stages", "sft,grpo,distill"]) == 0
+    return root
+
+
+def result(root, stage):
+    return json.loads((root / stage / "done.json").read_text())["result"]
+
+
+def test_sft_lowers_the_loss_of_held_out_answers_and_of_mtp(finished):
+    sft = result(finished, "sft")
+    assert sft["after"]["loss"] < sft["before"]["loss"] - 0.5
+    assert sft["after"]["mtp_loss"] < sft["before"]["mtp_loss"] - 0.5
+    assert sft["answers"][0].keys() >= {"question", "wanted", "answer", "after"}
+    steps = [r for r in read_metrics(finished / "sft" / "metrics.jsonl") if "lr" in r]
+    assert steps[0]["lr"] == 1e-2 and steps[-1]["lr"] == 4e-4  # the first and the last step of the cosine
+    assert len(steps) == sft["steps"] and all(a["lr"] > b["lr"] for a, b in pairwise(steps))
+
+
+def test_the_routing_bias_stands_still_and_mtp_moves_in_sft_only(pretrained, finished):
+    states = [start_weights(root / s).model for root, s in (
+        (pretrained, "pretrain"), (finished, "sft"), (finished, "grpo"))]  # fmt: skip
+    for name in states[0]:
+        if name.endswith("router.bias"):
+            assert torch.equal(states[0][name], states[1][name]) and torch.equal(
+                states[0][name], states[2][name]
+            )
+    weight = "mtp.0.proj.weight"
+    assert not torch.equal(states[0][weight], states[1][weight])
+    assert torch.equal(states[1][weight], states[2][weight])
+
+
+def test_grpo_writes_the_metrics_that_tell_a_broken_run(finished):
+    records = [r for r in read_metrics(finished / "grpo" / "metrics.jsonl") if "reward" in r]
+    assert len(records) == 5 == result(finished, "grpo")["steps"]
+    for r in records:
+        assert 0 <= r["reward"] <= 1 and 0 <= r["zero_variance_groups"] <= 1 and r["entropy"] > 0
+        assert 1 <= r["length"] <= 4 and r["kl"] >= 0 and 0 <= r["clip_fraction"] <= 1
+        assert r["rollout_gap"] < 0.05  # bf16 here; what replay leaves
+    assert records[0]["kl"] > 0  # the second update has left the reference
+
+
+def test_kill_nine_in_both_stages_and_resume(pretrained, finished):
+    broken = pretrained.parent / "broken"
+    shutil.copytree(pretrained, broken)
+    command = [
+        sys.executable,
+        "-m",
+        "examples.run",
+        *ARGUMENTS,
+        "--run-dir",
+        str(broken),
+        "--stages",
+        "sft,grpo",
+    ]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    for stage, lines in (("sft", 6), ("grpo", 5)):
+        process = subprocess.Popen(command, cwd=REPOSITORY, **pipes)
+        metrics = broken / stage / "metrics.jsonl"
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline and process.poll() is None:
+            if metrics.exists() and metrics.read_bytes().count(b"\n") >= lines:
+                break
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+        assert process.returncode == -signal.SIGKILL, process.stdout.read()
+        assert not (broken / stage / "done.json").exists()
+    last = subprocess.run(command, check=False, cwd=REPOSITORY, timeout=240, **pipes)
+    assert last.returncode == 0 and "continuing from step" in last.stdout, last.stdout
+    for stage in ("sft", "grpo"):
+        (a, b) = (load_checkpoint(list_checkpoints(root / stage)[-1]) for root in (finished, broken))
+        assert a.meta == b.meta
+        assert_equal(a.tensors, b.tensors)
+        rows = [
+            [{k: v for k, v in r.items() if k not in ("tokens_per_second", "rollout_seconds")} for r in lines]
+            for lines in (read_metrics(root / stage / "metrics.jsonl") for root in (finished, broken))
+        ]
+        assert rows[0] == rows[1]
+        assert result(finished, stage) == result(broken, stage)
+
+
+def assert_equal(a, b):
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        if isinstance(value, dict):
+            assert_equal(value, b[name])
+        else:
+            assert torch.equal(value, b[name]), name
+
+
+def test_neither_side_of_the_split_is_empty_and_equals_stay_together():
+    chats = {"a": [chat(str(i % 40), "x") for i in range(80)], "b": [chat("last", "x")]}
+    train, held_out = split(chats, 5)
+    sides = [{m[0]["content"] for group in side.values() for m in group} for side in (train, held_out)]
+    assert not sides[0] & sides[1] and len(sides[0] | sides[1]) == 41 and 3 <= len(sides[1]) <= 15
+    two = split({"a": [chat("1", "x"), chat("2", "x"), chat("1", "x")]}, 1000)
+    assert all(two) and sum(len(side["a"]) for side in two) == 3
+    with pytest.raises(UserError, match="at least 2 different conversations; got 1"):
+        split({"a": [chat("1", "x")] * 3}, 2)
+
+
+# --- distillation --------------------------------------------------------------------------------------------------
+
+
+def test_distillation_keeps_what_the_verifier_accepts_in_both_forms(finished):
+    record = result(finished, "distill")
+    table = record["rejection"]
+    assert table["answers"] == 70 * 64 == sum(table[reason] for reason in distill.REASONS)
+    assert 0 < table["kept"] <= 70 and table["mean_length_kept"] <= table["mean_length_drawn"]
+    chats = list(read_chats(finished / "distill" / "distilled.jsonl"))
+    assert len(chats) == 2 * table["kept"]
+    for with_system, plain in zip(chats[::2], chats[1::2], strict=True):
+        assert with_system[0] == {"role": "system", "content": REFLECTION} and len(plain) == 2
+        assert with_system[1] == plain[0]
+        assert (
+            eval(plain[0]["content"].rstrip(" ="))
+            == int(plain[1]["content"])
+            == int(with_system[2]["content"])
+        )
+    assert all(loss > 0 for loss in record["held_out_loss"])
+    assert {"accuracy", "length"} <= record["after"].keys() and record["steps"] > 0
+
+
+def test_rejection_by_hand():
+    tokenizer = Tokenizer.train(["1 2 3 4 5 6 7 8 9"], 300)
+    task = grpo.Task("t", (), (), grpo.exact_integer)
+    problem = grpo.Problem("3 + 4 =", {"answer": "7"})
+    eos = tokenizer.eos_id
+
+    def output(text, ended=True):
+        tokens = [*tokenizer.encode(text), *([eos] if ended else [])]
+        return Rollout([1], tokens, ended, torch.zeros(len(tokens)), torch.zeros(1, 1, 1))
+
+    drawn = [output(t) for t in ("+7", "8", "7", "7", "\\boxed{7}", "seven")] + [output("7", ended=False)]
+    kept, fates = distill.select(tokenizer, task, problem, drawn, 1)
+    assert [text for _, text in kept] == ["7"]
+    assert dict(fates) == {"kept": 1, "wrong": 2, "unfinished": 1, "repeated": 1, "longer than those kept": 2}
+    kept, fates = distill.select(tokenizer, task, problem, drawn, 2)
+    assert [text for _, text in kept] == ["7", "+7"] and fates["longer than those kept"] == 1
+
+
+# --- the gradient of a GRPO batch ----------------------------------------------------------------------------------
+
+
+class Setting:
+    """A trainer in fp32 on the micro model, and a batch of its rollouts."""
+
+    def __init__(self, root, folder, **changes):
+        config = parse_overrides(get_config("tiny"), POST)
+        self.config = replace(
+            config, grpo=replace(config.grpo, **({"updates": 1, "minibatches": 1} | changes))
+        )
+        tokenizer = Tokenizer.load(tokenizer_path(root))
+        bf16 = start_weights(root / "sft")
+        model = {k: v.float() if v.is_floating_point() else v for k, v in bf16.model.items()}
+        weights = Weights(replace(bf16.config, precision="fp32"), model, {})
+        self.trainer = grpo.GrpoTrainer(self.config, folder, weights, tokenizer, grpo.sums_task(self.config))
+        with torch.no_grad():  # away from the reference, so that KL has a gradient
+            for p in self.trainer.model.parameters():
+                p.add_(0.02 * p.std() * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) if p.ndim > 1 else 0)  # fmt: skip
+        self.outputs = sample_groups(
+            self.trainer.model, self.trainer.prompts[:4], 4, 4, eos=tokenizer.eos_id, seed=3
+        )
+        rewards = torch.rand(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        self.advantage = advantages(rewards)[0].flatten()
+
+    def gradient(self, micro_batch, row=None, outputs=None, advantage=None):
+        trainer, found = self.trainer, {}
+        trainer.settings = replace(trainer.settings, micro_batch=micro_batch)
+        whole, trainer.row = trainer.row, row or trainer.row
+
+        def update(lr, bias_speed):
+            found.update({n: g.clone() for n, g in trainer.optimizer.grads.items()})
+            trainer.optimizer.zero()
+            return 0.0
+
+        trainer.update = update
+        trainer.learn(outputs or self.outputs, self.advantage if advantage is None else advantage)
+        trainer.row = whole
+        return found
+
+
+def difference(a, b):
+    assert a.keys() == b.keys() and len(a) > 10
+    return max(float((a[n] - b[n]).norm() / b[n].norm().clamp(min=1e-9)) for n in a)
+
+
+@pytest.mark.parametrize("name", ["grpo", "dapo"])
+def test_the_gradient_does_not_depend_on_packing_or_accumulation(finished, tmp_path, name):
+    setting = Setting(finished, tmp_path, normalization=name)
+    whole = setting.gradient(0)
+    assert any(g.abs().max() > 0 for g in whole.values())
+    assert difference(setting.gradient(1), whole) < 1e-5
+    assert difference(setting.gradient(3), whole) < 1e-5
+    longest = max(len(o.prompt) + len(o.tokens) for o in setting.outputs)
+    assert difference(setting.gradient(2, row=longest), whole) < 1e-5  # most outputs alone in their rows
+    order = [7, 3, 0, 12, 5, 1, 14, 9, 2, 15, 4, 8, 13, 6, 10, 11]
+    moved = setting.gradient(0, None, [setting.outputs[i] for i in order], setting.advantage[order])
+    assert difference(moved, whole) < 1e-5
+
+
+def test_groups_without_variance_move_nothing(finished, tmp_path):
+    setting = Setting(finished, tmp_path, beta=0.0)
+    value, same = advantages(torch.full((4, 4), 0.1, dtype=torch.float64))
+    assert bool(same.all())
+    assert all(not g.any() for g in setting.gradient(0, advantage=value.flatten()).values())
+
+
+def test_what_does_not_fit_or_is_not_there_is_said(finished, tmp_path):
+    with pytest.raises(UserError, match=r"grpo.max_new_tokens: .*data.seq_len = 32"):
+        Setting(finished, tmp_path, max_new_tokens=30)
+    with pytest.raises(UserError, match="must hold a checkpoint to start from"):
+        start_weights(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("7", 1.0),
+        (" +7\n", 1.0),
+        ("first \\boxed{3}, no, \\boxed{7}.", 1.0),
+        ("07", 1.0),
+        ("-7", 0.0),
+        ("7.", 0.0),
+        ("7 7", 0.0),
+        ("", 0.0),
+        ("\\boxed{}", 0.0),
+        ("9" * 99, 0.0),
+    ],
+)
+def test_exact_integer(text, value):
+    assert grpo.exact_integer("3 + 4 =", text, {"answer": "7"}) == value
