@@ -1,4 +1,4 @@
-"""The SwiGLU kernels on a Hopper GPU against the bytes that they must move, and a copy of as many.
+"""The SwiGLU kernels on a Hopper GPU against the bytes that they must move, a copy, and eager PyTorch.
 
     python -m bench.activation [--quick] [--only WORDS] [--json FILE]
 

@@ -1,4 +1,4 @@
-"""The kernels of the MoE layer's plumbing on a Hopper GPU against the bytes that they must move, and a copy of as many.
+"""The kernels of the MoE layer's plumbing on a Hopper GPU against the bytes that they must move, a copy, and eager PyTorch.
 
     python -m bench.moe [--quick] [--only WORDS] [--json FILE]
 

@@ -1,4 +1,4 @@
-"""The RMSNorm kernels on a Hopper GPU against the bytes that they must move, and a copy of as many.
+"""The RMSNorm kernels on a Hopper GPU against the bytes that they must move, a copy, and eager PyTorch.
 
     python -m bench.norm [--quick] [--only WORDS] [--json FILE]
 

@@ -1,9 +1,10 @@
-"""The quantisers' kernels on a Hopper GPU against the bytes that they must move, and a copy of as many.
+"""The quantisers' kernels on a Hopper GPU against the bytes that they must move, a copy, and eager PyTorch.
 
     python -m bench.quantize [--quick] [--only WORDS] [--json FILE]
 
-In one process and in turns, on random data with a cold L2 (bench/proof/measure.py): ours through the op, and `copy_` of
-a tensor that moves as many bytes, the ceiling that memory allows on this machine. The floor is what any version must
+In one process and in turns, on random data with a cold L2 (bench/proof/measure.py): ours through the op, `copy_` of a
+tensor that moves as many bytes, the ceiling that memory allows on this machine, and eager PyTorch, the reference on
+the same GPU. The floor is what any version must
 read and write: arguments once, outputs once. Bytes are compared with the reference's on a small input of the same kind.
 Without a Hopper GPU it says so and ends.
 """

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from types import ModuleType
 
 import pytest
@@ -22,6 +25,7 @@ from bench import (
 )
 from bench.proof import families, memory_bound
 from bench.proof.families.gemm import GROUPED_SHAPES
+from bench.proof.revision import ROOT
 from bench.proof.rows import difference, line
 from bench.proof.vendor import VendorOperands, exact_product, slices
 from deepseek_ops._registry import absent_reason
@@ -229,3 +233,15 @@ def test_every_benchmark_feeds_its_claims(
     assert claims
     for claim in claims:
         assert claim.judge(data)[0] is True, (claim.name, claim.judge(data))
+
+
+@pytest.mark.parametrize("family", ["norm", "activation", "optimizer", "moe", "gemm"])
+def test_gpu_tests_rehearse(family: str) -> None:
+    """Those that take seconds; docs/how-to-prove.md says how to rehearse all."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu and not large"]
+    done = subprocess.run(
+        [*command, f"tests/bench/test_gpu_{family}.py"],
+        cwd=ROOT, env={**os.environ, "PROOF_REHEARSAL": "modelled"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout and "skipped" not in done.stdout

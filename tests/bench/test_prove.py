@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -73,6 +74,12 @@ def test_steps_are_well_formed() -> None:
 
 def test_default_budget_fits_every_step() -> None:
     assert all(reason is None for _, reason in simulate(all_steps(), 30 * 60))
+
+
+def test_the_documented_estimate() -> None:
+    minutes = sum(s.estimate_s for s in all_steps()) / 60
+    (said,) = re.findall(r"about (\d+) minutes by estimate", (ROOT / "docs" / "how-to-prove.md").read_text())
+    assert abs(minutes - int(said)) < 1, f"docs/how-to-prove.md: about {minutes:.0f} minutes"
 
 
 def test_nine_minutes_keep_all_probes_and_the_headline() -> None:
