@@ -155,6 +155,26 @@ def test_a_shared_prefix_is_computed_once(engine_model):
     assert sum(r.shared_tokens for r in off.run([[*common, 1]] * 2, Sampling(2))) == 0
 
 
+def test_only_what_is_computed_is_shared(engine_model):
+    """An answer's last token was never read: the page that it fills is not full, and must not be found."""
+    engine = Engine(engine_model)
+    (first,) = engine.run([[3] * 60], Sampling(4))
+    assert len(first.tokens) == 64
+    (second,) = engine.run([[*first.tokens, 4]], Sampling(6))
+    assert second.shared_tokens == 0
+    assert second.answer == greedy(engine_model, [[*first.tokens, 4]], 6)[0]
+
+
+def test_pages_with_drafts_are_shared_only_if_the_next_token_is_equal(engine_model):
+    """MTP's latent at a page's last position depends on the token after the page; the main model's does not."""
+    common = [random.Random(6).randrange(97) for _ in range(64)]
+    for speculative, shared in ((False, [0, 64, 64]), (True, [0, 0, 64])):
+        engine = Engine(engine_model, EngineConfig(speculative=speculative))
+        prompts = [[*common, 1, 1], [*common, 2, 2], [*common, 2, 3]]
+        requests = [engine.run([prompt], Sampling(2))[0] for prompt in prompts]
+        assert [r.shared_tokens for r in requests] == shared
+
+
 def test_logprobs_are_the_models_own(engine_model):
     """Temperature and nucleus shape the choice, not what is reported."""
     prompt = [5, 6, 7]
