@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -90,32 +90,43 @@ def swiglu_quantize(gate_up: Tensor, weight: Tensor | None, pow2: bool) -> tuple
 
 
 Casts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Forward = Callable[[Tensor, Tensor | None], Tensor]
+Backward = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
-def swiglu_backward_quantize(
-    dy: Tensor, gate_up: Tensor, gate_up_scale: Tensor | None, weight: Tensor | None, pow2: bool
-) -> Casts:
-    gate_up = values_of(gate_up, gate_up_scale, dy.dtype)
-    dgate_up, dweight = swiglu_backward(dy, gate_up, weight)
-    act_t, act_scale_t = quantize_128x1(swiglu(gate_up, weight), pow2)
-    return (*quantize_1x128_128x1(dgate_up, pow2), act_t, act_scale_t, dweight)
+def casts_by(
+    forward: Forward, backward: Backward
+) -> tuple[Callable[..., Casts], Callable[..., tuple[Tensor, ...]]]:
+    """`swiglu_backward_quantize` and its grouped form, of a `swiglu` and a `swiglu_backward`."""
 
+    def dense(
+        dy: Tensor, gate_up: Tensor, gate_up_scale: Tensor | None, weight: Tensor | None, pow2: bool
+    ) -> Casts:
+        gate_up = values_of(gate_up, gate_up_scale, dy.dtype)
+        dgate_up, dweight = backward(dy, gate_up, weight)
+        act_t, act_scale_t = quantize_128x1(forward(gate_up, weight), pow2)
+        return (*quantize_1x128_128x1(dgate_up, pow2), act_t, act_scale_t, dweight)
 
-def swiglu_backward_quantize_grouped(
-    dy: Tensor,
-    gate_up: Tensor,
-    gate_up_scale: Tensor | None,
-    weight: Tensor | None,
-    offsets: Tensor,
-    pow2: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    gate_up = values_of(gate_up, gate_up_scale, dy.dtype)
-    dgate_up, dweight = swiglu_backward(dy, gate_up, weight)
-    q, scale, q_t, scale_t, padded = quantize_1x128_128x1_grouped(dgate_up, offsets, pow2)
-    act_t, act_scale_t, _ = quantize_128x1_grouped(swiglu(gate_up, weight), offsets, pow2)
-    return q, scale, q_t, scale_t, act_t, act_scale_t, dweight, padded
+    def grouped(
+        dy: Tensor,
+        gate_up: Tensor,
+        gate_up_scale: Tensor | None,
+        weight: Tensor | None,
+        offsets: Tensor,
+        pow2: bool,
+    ) -> tuple[Tensor, ...]:
+        gate_up = values_of(gate_up, gate_up_scale, dy.dtype)
+        dgate_up, dweight = backward(dy, gate_up, weight)
+        q, scale, q_t, scale_t, padded = quantize_1x128_128x1_grouped(dgate_up, offsets, pow2)
+        act_t, act_scale_t, _ = quantize_128x1_grouped(forward(gate_up, weight), offsets, pow2)
+        return q, scale, q_t, scale_t, act_t, act_scale_t, dweight, padded
+
+    return dense, grouped
 
 
 def values_of(gate_up: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     """gate_up itself, or what its e4m3 copy stands for."""
     return gate_up if scale is None else dequantize_1x128(gate_up, scale, dtype)
+
+
+swiglu_backward_quantize, swiglu_backward_quantize_grouped = casts_by(swiglu, swiglu_backward)

@@ -57,7 +57,7 @@ def start_weights(folder: Path) -> Weights:
         ) from None
 
 
-class PostTrainer:
+class PostTrainer(ABC):
     """Base of the stages after pre-training, in one folder: `metrics.jsonl` and `checkpoints/` appear there.
 
     weights: where it starts. config: a JSON-able record for the checkpoint, with the model's shape under "model".
@@ -92,13 +92,13 @@ class PostTrainer:
 
     # --- to be given by the stage ----------------------------------------------------------------------------------
 
+    @abstractmethod
     def train_step(self) -> dict[str, Any]:
         """One step; advances `step`, `updates` and `tokens` and returns metrics."""
-        raise NotImplementedError
 
+    @abstractmethod
     def evaluate(self) -> dict[str, Any]:
         """Held-out metrics of this moment."""
-        raise NotImplementedError
 
     def extra_tensors(self) -> dict[str, Any]:
         """State beside model and optimizer."""

@@ -6,14 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import activation as fast
-from ..activation import Casts, values_of
-from ..quantize import (
-    quantize_1x128,
-    quantize_1x128_128x1,
-    quantize_1x128_128x1_grouped,
-    quantize_128x1,
-    quantize_128x1_grouped,
-)
+from ..quantize import quantize_1x128
 from .elementary import sigmoid, sum_of_groups
 
 
@@ -47,25 +40,4 @@ def swiglu_backward(dy: Tensor, gate_up: Tensor, weight: Tensor | None) -> tuple
     return torch.cat([dgate, silu_weighted * grad], -1).to(gate_up.dtype), dweight
 
 
-def swiglu_backward_quantize(
-    dy: Tensor, gate_up: Tensor, gate_up_scale: Tensor | None, weight: Tensor | None, pow2: bool
-) -> Casts:
-    gate_up = values_of(gate_up, gate_up_scale, dy.dtype)
-    dgate_up, dweight = swiglu_backward(dy, gate_up, weight)
-    act_t, act_scale_t = quantize_128x1(swiglu(gate_up, weight), pow2)
-    return (*quantize_1x128_128x1(dgate_up, pow2), act_t, act_scale_t, dweight)
-
-
-def swiglu_backward_quantize_grouped(
-    dy: Tensor,
-    gate_up: Tensor,
-    gate_up_scale: Tensor | None,
-    weight: Tensor | None,
-    offsets: Tensor,
-    pow2: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    gate_up = values_of(gate_up, gate_up_scale, dy.dtype)
-    dgate_up, dweight = swiglu_backward(dy, gate_up, weight)
-    q, scale, q_t, scale_t, padded = quantize_1x128_128x1_grouped(dgate_up, offsets, pow2)
-    act_t, act_scale_t, _ = quantize_128x1_grouped(swiglu(gate_up, weight), offsets, pow2)
-    return q, scale, q_t, scale_t, act_t, act_scale_t, dweight, padded
+swiglu_backward_quantize, swiglu_backward_quantize_grouped = fast.casts_by(swiglu, swiglu_backward)
