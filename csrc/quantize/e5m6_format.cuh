@@ -33,13 +33,12 @@ HOPPER_DEVICE uint32_t encode_e5m6(uint32_t bits, float multiplier) {
   return encode_e5m6(bits, multiplier);
 }
 
-// fp32 pattern of a code times a scale, rounded once. Infinities, which we never write, and NaN keep sign and payload.
+// fp32 pattern of a code times a scale, rounded once. NaN, and infinities that we never write, pass by the multiplication,
+// which need not keep a NaN's sign.
 HOPPER_DEVICE uint32_t decode_e5m6(uint32_t code, float scale) {
-  const uint32_t sign = (code & 0x800) << 20, rest = (code & 0x7FF) << 17;
-  if (rest > 31 << 23) return sign | 0x7F800000 | rest;
-  const float value = rest == 31 << 23 ? hopper::bits_float(sign | 0x7F800000)
-                                       : hopper::mul_rn(hopper::bits_float(sign | rest), 0x1p112f);
-  return hopper::float_bits(hopper::mul_rn(value, scale));
+  const uint32_t rest = (code & 0x7FF) << 17, bits = rest | (code & 0x800) << 20;
+  const uint32_t value = hopper::float_bits(hopper::mul_rn(hopper::mul_rn(hopper::bits_float(bits), 0x1p112f), scale));
+  return rest >= 31 << 23 ? bits | 0x7F800000 : value;
 }
 
 // Four codes of 8: the first four are word 0 and the high half of word 1, the others the low half and word 2.
