@@ -162,8 +162,9 @@ def fp8_gemm_masked(
     a: e4m3 [G, Mmax, K] with row scales [G, ceil(K/128), Mmax padded to 4]; b: e4m3 [G, N, K] with block scales
     [G, ...]; masked_m: int32 [G]. Returns [G, Mmax, N], bf16 unless asked otherwise; rows from masked_m[g] on are
     zero, or untouched in `out`.
-    num_sms, tile: as in `fp8_gemm_grouped`. The cost model takes every matrix for full: where far fewer rows than Mmax
-    are usual, a tile of 64 rows may serve better.
+    num_sms, tile: as in `fp8_gemm_grouped`. Without a tile, room for at most 64 rows goes to the kernel of
+    `fp8_gemm_masked_decode`, with the same bits; for more the cost model takes every matrix for full: where far fewer
+    rows than Mmax are usual, a tile of 64 rows may serve better.
     """
     check.check_fp8("a", a, 3)
     check.check_row_scale("scale_a", scale_a, a)

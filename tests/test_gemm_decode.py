@@ -512,3 +512,22 @@ def test_compile_whole():
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")(sinks[1])
     for x, y in zip(eager, compiled, strict=True):
         assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize(
+    ("room", "tile", "kernel"), [(64, None, "decode"), (65, None, "gemm"), (64, (64, 128), "gemm")]
+)
+def test_masked_products_with_little_room_take_the_kernel_of_decoding(room, tile, kernel):
+    reason = _registry.absent_reason("emulated")
+    if reason:
+        pytest.skip(f"backend emulated: {reason}")
+    a, scale_a, b, scale_b = batch_of(2, room, 136, 272)
+    masked_m = i32([room, 3])
+    with deepseek_ops.backend("modelled"):
+        want = fp8_gemm_masked(a, scale_a, b, scale_b, masked_m, out_dtype=FP32)
+    with deepseek_ops.backend("emulated"):
+        got = fp8_gemm_masked(a, scale_a, b, scale_b, masked_m, out_dtype=FP32, tile=tile)
+    assert torch.equal(got, want)
+    files = {site.site.split(":")[0] for site in deepseek_ops.drop_sites()}
+    assert any(file.startswith(f"fp8_{kernel}") for file in files)
+    assert not any(file.startswith("fp8_gemm" if kernel == "decode" else "fp8_decode") for file in files)
