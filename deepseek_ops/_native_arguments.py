@@ -1,5 +1,6 @@
 """What single ops need around their native function: operands in a form that the kernel reads, and workspaces.
 
+`takes`: whether the kernels have the dtypes of a call; where the user has not chosen a backend, the reference serves the others.
 OPERANDS: op -> {position of an argument: function}, which returns the operand as it is or a copy (copied back where the op
 writes it); what a training run of DeepSeek-V3 keeps never needs one. WORKSPACES: op -> function of the op's arguments, which returns memory that only the kernel needs between
 its launches: uninitialised, dropped after the call; a caching allocator hands it out again only to what runs later on the same
@@ -114,6 +115,34 @@ _ENCODED = (
     "requantize_e5m6_128x1_grouped",
     "unpack_e5m6",
 )
+
+# Ops whose first two tensors must be bf16, and ops that serve fp64 too; every other kernel serves what it has but fp64.
+_BF16_ALONE = frozenset(
+    (
+        *(name + end for name in _BF16_GEMM for end in ("", "_")),
+        "linear_cross_entropy",
+        "linear_cross_entropy_tokens",
+        "swiglu_backward_quantize",
+        "swiglu_backward_quantize_grouped",
+    )
+)
+_FP64_TOO = frozenset(("clip_grad_norm", "permute"))
+
+
+def takes(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether the kernels of this op serve the dtypes of `args`, in the op's order."""
+    if name == "linear_cross_entropy_tokens_backward":
+        args = args[1:]  # the gradient of the losses is fp32
+    for value in args[:2]:
+        for tensor in value if isinstance(value, list | tuple) else (value,):
+            if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+                continue
+            if name in _BF16_ALONE and tensor.dtype not in (torch.bfloat16, torch.float8_e4m3fn):
+                return False
+            if tensor.dtype == torch.float64 and name not in _FP64_TOO:
+                return False
+    return True
+
 
 OPERANDS: Mapping[str, Mapping[int, Callable[[Any], Any]]] = {
     **_with_in_place(_FP8_GEMM, {0: _rows_for_tma, 2: _rows_for_tma}),

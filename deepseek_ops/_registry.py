@@ -174,7 +174,10 @@ class Op:
             return name
         if any(t.is_cuda for t in tensors_of(args)):
             if absent_reason("cuda") is None and "cuda" in self.kernels:
-                return "cuda"
+                from ._native_arguments import takes  # here: it needs the references
+
+                if takes(self.name, args):
+                    return "cuda"
             _warn_no_kernel(self.name)
         return "reference"
 
@@ -296,7 +299,7 @@ def _make_function(op: Op, save: Callable[..., None] | None, backward: Callable[
 
 @functools.cache
 def _warn_no_kernel(name: str) -> None:
-    reason = absent_reason("cuda") or "this op has no CUDA kernel yet"
+    reason = absent_reason("cuda") or "there is no CUDA kernel for this op and these dtypes"
     warnings.warn(
         f"deepseek_ops.{name} runs its PyTorch reference on CUDA tensors (slow): {reason}", stacklevel=4
     )
