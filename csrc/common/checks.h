@@ -109,9 +109,7 @@ inline void check_same_device(const TensorView& x, const TensorView& first) {
 // Spans are compared, so that two views which interleave count as overlapping.
 inline void check_apart(const TensorView& output, const TensorView& other) {
   const int64_t size = output.span_bytes(), other_size = other.span_bytes();
-  if (size == 0 || other_size == 0 || output.device != other.device) return;
-  const auto a = reinterpret_cast<uintptr_t>(output.data), b = reinterpret_cast<uintptr_t>(other.data);
-  if (a + size <= b || b + other_size <= a) return;
+  if (output.device != other.device || are_apart(output.data, size, other.data, other_size)) return;
   std::ostringstream value;
   value << size << " bytes at " << output.data << " and " << other_size << " bytes at " << other.data;
   fail(output.name, std::string("must not overlap ") + other.name, value.str());

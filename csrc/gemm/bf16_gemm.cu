@@ -1,26 +1,13 @@
 // Host side of bf16_gemm: limits, tile choice, tensor maps, launch. One kernel per tile, pair of majors and cluster size.
 #include "bf16_gemm.h"
 
-#include <algorithm>
-#include <string>
-
-#include "../common/checks.h"
-#include "../hopper/tensor_map.h"
 #include "bf16_gemm.cuh"
+#include "host.h"
 
 namespace {
 
 using namespace bf16_gemm_kernels;
-
-constexpr int64_t kMaxSize = (int64_t{1} << 31) - 512;   // TMA coordinates are 32-bit, and a tile may reach past the end
-
-std::string tile_text(TileShape tile) {
-  return "(" + std::to_string(tile.rows) + ", " + std::to_string(tile.columns) + ")";
-}
-
-void check_size(const char* name, int64_t value) {
-  require(value >= 0 && value <= kMaxSize, name, "must be in 0..2^31-512, the range of TMA coordinates", value);
-}
+using namespace gemm_host;
 
 // How TMA reads an operand. The stride of a dimension of one element means nothing, so that it may be any.
 struct Layout {
@@ -50,26 +37,8 @@ Layout layout_of(const char* name, const Bf16Operand& x, int64_t k) {
   return layout;
 }
 
-// Bytes from the first to past the last element.
-int64_t span(int64_t matrices, int64_t matrix_stride, int64_t rows, int64_t row_stride, int64_t columns,
-             int64_t column_stride, int64_t size) {
-  if (matrices == 0 || rows == 0 || columns == 0) return 0;
-  return ((matrices - 1) * matrix_stride + (rows - 1) * row_stride + (columns - 1) * column_stride + 1) * size;
-}
-
 int64_t d_matrices(const Bf16GemmArguments& x) {
   return x.grouping == Grouping::none || x.grouping == Grouping::rows_by_offsets ? 1 : x.groups;
-}
-
-void check_tile(const Bf16GemmArguments& x) {
-  require(x.tile || !x.multicast, "multicast", "needs a tile, for the cost model chooses both", "no tile");
-  if (!x.tile) return;
-  std::string legal;
-  for (const TileShape& shape : kBf16GemmTiles) {
-    if (shape == *x.tile) return;
-    legal += (legal.empty() ? "" : ", ") + tile_text(shape);
-  }
-  fail("tile", "must be one of " + legal, tile_text(*x.tile));
 }
 
 void check(const Bf16GemmArguments& x) {
@@ -77,61 +46,36 @@ void check(const Bf16GemmArguments& x) {
   check_size("n", x.b.rows);
   check_size("k", x.k);
   check_size("groups", x.groups);
-  require(x.num_sms >= 0, "num_sms", "must not be negative (0 means all)", x.num_sms);
-  check_tile(x);
+  check_knobs(x, kBf16GemmTiles);
   require(x.d_type == Dtype::bf16 || x.d_type == Dtype::f32, "d", "must be bfloat16 or float32", name_of(x.d_type));
   const bool by_index = x.grouping != Grouping::none;
   require(!by_index || x.index != nullptr || x.groups == 0, "index", "must not be null with groups", "a null pointer");
   const int64_t size = size_of(x.d_type), m = x.a.rows, n = x.b.rows;
   if (m == 0 || n == 0 || d_matrices(x) == 0) return;
-  require(x.d != nullptr, "d", "must not be null unless it is empty", "a null pointer");
-  require(is_aligned(x.d, size), "d", "must be aligned to its elements", x.d);
-  require(m == 1 || x.d_stride >= n, "d_stride", "must be at least the length of a row", x.d_stride);
-  const auto d = reinterpret_cast<uintptr_t>(x.d);
-  const int64_t d_bytes = span(d_matrices(x), x.d_matrix_stride, m, x.d_stride, n, 1, size);
+  const Matrices d{"d", "d_stride", "", x.d, d_matrices(x), m, n, x.d_matrix_stride, m == 1 ? n : x.d_stride, size};
+  check_matrix(d, size);
   for (const auto& [name, input] : {std::pair{"a", x.a}, std::pair{"b", x.b}}) {
     if (x.k == 0 || input.matrices == 0) continue;
     require(input.data != nullptr, name, "must not be null unless it is empty", "a null pointer");
     layout_of(name, input, x.k);
-    const auto p = reinterpret_cast<uintptr_t>(input.data);
-    const int64_t bytes =
-        span(input.matrices, input.matrix_stride, input.rows, input.row_stride, x.k, input.k_stride, 2);
-    const bool apart = p + bytes <= d || d + d_bytes <= p;
-    require(apart, "d", "must not overlap an input, for tiles are written while others are still read", name);
+    const int64_t last =
+        (input.matrices - 1) * input.matrix_stride + (input.rows - 1) * input.row_stride + (x.k - 1) * input.k_stride;
+    check_apart(d, name, input.data, (last + 1) * 2);
   }
 }
 
-int32_t usable_sms(const Bf16GemmArguments& x) {
-  const int32_t all = hopper::sm_count();
-  return x.num_sms == 0 ? all : std::min(x.num_sms, all);
-}
-
-TensorMap map_of(const Bf16Operand& x, const Layout& layout, int64_t k, int32_t box_rows, int32_t box_k) {
-  const bool k_inside = layout.major == Major::k;
-  hopper::TensorMapShape shape{};
-  shape.rank = 3;
-  shape.size[0] = k_inside ? k : x.rows;
-  shape.size[1] = k_inside ? x.rows : k;
-  shape.size[2] = x.matrices;
-  shape.stride_bytes[0] = layout.stride * 2;
-  shape.stride_bytes[1] = layout.matrix_stride * 2;
-  shape.box[0] = 64;
-  shape.box[1] = k_inside ? box_rows : box_k;
-  shape.box[2] = 1;
-  return hopper::make_tensor_map(x.data, hopper::Element::bf16, shape, Swizzle::b128);
+TensorMap map_of_operand(const Bf16Operand& x, const Layout& layout, int64_t k, int32_t box_rows, int32_t box_k) {
+  const auto map = [&](int64_t columns, int64_t rows, int32_t box) {
+    return map_of(x.data, hopper::Element::bf16, columns, rows, layout.stride, 64, box, Swizzle::b128, x.matrices,
+                  layout.matrix_stride);
+  };
+  return layout.major == Major::k ? map(k, x.rows, box_rows) : map(x.rows, k, box_k);
 }
 
 TensorMap map_of_d(const Bf16GemmArguments& x) {
-  hopper::TensorMapShape shape{};
-  shape.rank = 3;
-  shape.size[0] = x.b.rows;
-  shape.size[1] = x.a.rows;
-  shape.size[2] = d_matrices(x);
-  shape.stride_bytes[0] = (x.a.rows == 1 ? round_up(x.b.rows, 8) : x.d_stride) * 2;
-  shape.stride_bytes[1] = (d_matrices(x) == 1 ? 8 : x.d_matrix_stride) * 2;
-  shape.box[0] = shape.box[1] = kPiece;
-  shape.box[2] = 1;
-  return hopper::make_tensor_map(x.d, hopper::Element::bf16, shape, Swizzle::b128);
+  const int64_t stride = x.a.rows == 1 ? round_up(x.b.rows, 8) : x.d_stride;
+  return map_of(x.d, hopper::Element::bf16, x.b.rows, x.a.rows, stride, kPiece, kPiece, Swizzle::b128, d_matrices(x),
+                d_matrices(x) == 1 ? 8 : x.d_matrix_stride);
 }
 
 // Rows of one group as the host can know them: the average, of which the last tile is a partial one.
@@ -199,19 +143,12 @@ void run(const Bf16GemmArguments& x, const Layout& a, const Layout& b, Multicast
   TensorMap map_a{}, map_b{}, map_d{};
   const int32_t share_a = multicast == Multicast::a ? 2 : 1, share_b = multicast == Multicast::b ? 2 : 1;
   if (x.k > 0 && x.a.matrices > 0 && x.b.matrices > 0) {
-    map_a = map_of(x.a, a, x.k, C::kTileRows / share_a, kOperandSlice / share_a);
-    map_b = map_of(x.b, b, x.k, C::kTileColumns / share_b, kOperandSlice / share_b);
+    map_a = map_of_operand(x.a, a, x.k, C::kTileRows / share_a, kOperandSlice / share_a);
+    map_b = map_of_operand(x.b, b, x.k, C::kTileColumns / share_b, kOperandSlice / share_b);
   }
   if (p.tma_store) map_d = map_of_d(x);
-  hopper::LaunchConfig config{};
-  config.grid = dim3(static_cast<uint32_t>(std::min<int64_t>(units_of(x, grid), clusters)) * C::kCluster);
-  config.block = dim3(C::Role::kThreads);
-  config.smem_bytes = sizeof(typename C::Shared);
-  config.cluster = C::kCluster;
-  config.programmatic = x.programmatic;
-  config.stream = stream;
-  config.name = "bf16_gemm";
-  hopper::launch(config, bf16_gemm_kernel<C>, map_a, map_b, map_d, p);
+  hopper::launch(launch_config<C>("bf16_gemm", std::min<int64_t>(units_of(x, grid), clusters), x.programmatic, stream),
+                 bf16_gemm_kernel<C>, map_a, map_b, map_d, p);
 }
 
 template <int Rows, int Columns, Major MajorA, Major MajorB>
@@ -238,7 +175,7 @@ void run_tile(const Bf16GemmArguments& x, Multicast multicast, int32_t sms, hopp
 }  // namespace
 
 TileChoice bf16_gemm_choice(const Bf16GemmArguments& x) {
-  const int32_t sms = usable_sms(x);
+  const int32_t sms = usable_sms(x.num_sms);
   TileChoice best{kBf16GemmTiles[0], Multicast::none, ~uint64_t{0}};
   for (const Multicast multicast : {Multicast::none, Multicast::a, Multicast::b}) {
     if ((multicast != Multicast::none && sms < 2) || (x.multicast && *x.multicast != multicast)) continue;
@@ -254,17 +191,10 @@ TileChoice bf16_gemm_choice(const Bf16GemmArguments& x) {
 void bf16_gemm(const Bf16GemmArguments& x, hopper::Stream stream) {
   check(x);
   if (x.a.rows == 0 || x.b.rows == 0 || d_matrices(x) == 0) return;
-  const int32_t sms = usable_sms(x);
-  require(!x.multicast || *x.multicast == Multicast::none || sms >= 2, "multicast",
-          "needs at least two multiprocessors", sms);
+  const int32_t sms = usable_sms(x.num_sms);
+  check_cluster(x.multicast, sms);
   const TileChoice choice = bf16_gemm_choice(x);
-  const auto is = [&](int32_t rows, int32_t columns) { return choice.shape == TileShape{rows, columns}; };
-  const auto go = [&](auto run_it) { run_it(x, choice.multicast, sms, stream); };
-  if (is(256, 128)) return go(run_tile<256, 128>);
-  if (is(128, 256)) return go(run_tile<128, 256>);
-  if (is(128, 192)) return go(run_tile<128, 192>);
-  if (is(128, 128)) return go(run_tile<128, 128>);
-  if (is(64, 256)) return go(run_tile<64, 256>);
-  if (is(64, 128)) return go(run_tile<64, 128>);
-  fail("tile", "must have a kernel (a pair of kBf16GemmTiles is not listed here)", tile_text(choice.shape));
+  with_tile<kBf16GemmTiles>(choice.shape, [&]<int Rows, int Columns>() {
+    run_tile<Rows, Columns>(x, choice.multicast, sms, stream);
+  });
 }

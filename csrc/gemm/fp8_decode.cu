@@ -2,25 +2,18 @@
 // tokens that wgmma multiplies at once, with and without a cluster.
 #include "fp8_decode.h"
 
-#include <algorithm>
-#include <string>
-
-#include "../common/checks.h"
-#include "../hopper/tensor_map.h"
 #include "fp8_decode.cuh"
+#include "host.h"
 
 namespace {
 
 using namespace fp8_decode_kernels;
-
-constexpr int64_t kMaxSize = (int64_t{1} << 31) - 512;   // TMA coordinates are 32-bit, and a tile may reach past the end
+using namespace gemm_host;
 
 struct Operands {
   const TensorView &a, &scale_a, &b, &scale_b, &d;
   int64_t groups, m, n, k;
 };
-
-void check_size(const char* name, const char* rule, int64_t value, int64_t most) { require(value <= most, name, rule, value); }
 
 // Shapes of [groups, ...] if `batch`, else without that dimension.
 Operands checked(const TensorView& a, const TensorView& scale_a, const TensorView& b, const TensorView& scale_b,
@@ -48,9 +41,10 @@ Operands checked(const TensorView& a, const TensorView& scale_a, const TensorVie
     check_shape(d, {x.m, x.n});
   }
   require(x.m <= kMaxTokens, "a", "must have at most 64 rows, all of which one tile multiplies with the weights", x.m);
-  check_size("b", "must have at most 2^31-512 rows, the range of TMA coordinates", x.n, kMaxSize);
-  check_size("a", "must have at most 2^31-512 columns, the range of TMA coordinates", x.k, kMaxSize);
-  check_size("b", "must have fewer than 2^31 blocks of 128 rows in all", x.groups * n_blocks, INT32_MAX);
+  require(x.n <= kMaxSize, "b", "must have at most 2^31-512 rows, the range of TMA coordinates", x.n);
+  require(x.k <= kMaxSize, "a", "must have at most 2^31-512 columns, the range of TMA coordinates", x.k);
+  const int64_t tiles = x.groups * n_blocks;
+  require(tiles <= INT32_MAX, "b", "must have fewer than 2^31 blocks of 128 rows in all", tiles);
   for (const TensorView* t : {&a, &b, &scale_a, &scale_b, &d}) check_unit_stride(*t);
   for (const TensorView* t : {&a, &b, &scale_a})
     for (int axis = 0; axis <= first; ++axis) check_stride_bytes(*t, axis);
@@ -61,25 +55,14 @@ Operands checked(const TensorView& a, const TensorView& scale_a, const TensorVie
 // The stride of a dimension of one element means nothing, and frameworks put anything there; TMA wants it in order.
 int64_t stride(const TensorView& x, int axis, int64_t plain) { return x.shape[axis] == 1 ? plain : x.stride[axis]; }
 
-// [groups, rows, columns] of x, whose last two dimensions these are; `rows_of_box` whole rows of a swizzle span, or one row.
-TensorMap map_of(const TensorView& x, hopper::Element element, int64_t columns, int32_t box_columns, int32_t box_rows,
-                 Swizzle swizzle) {
+// [groups, rows, columns] of x, whose last two dimensions these are; `box_rows` whole rows of a swizzle span, or one row.
+TensorMap map_of_batch(const TensorView& x, hopper::Element element, int64_t columns, int32_t box_columns, int32_t box_rows,
+                       Swizzle swizzle) {
   const int axis = x.rank - 2;
   const int64_t bytes = size_of(x.dtype), row = stride(x, axis, round_up(columns * bytes, 16) / bytes);
-  hopper::TensorMapSpec spec;
-  spec.base = x.data;
-  spec.element = element;
-  spec.rank = 3;
-  spec.sizes[0] = columns;
-  spec.sizes[1] = x.shape[axis];
-  spec.sizes[2] = axis == 0 ? 1 : x.shape[0];
-  spec.strides_bytes[0] = row * bytes;
-  spec.strides_bytes[1] = (axis == 0 ? x.shape[axis] * row : stride(x, 0, x.shape[axis] * row)) * bytes;
-  spec.box[0] = box_columns;
-  spec.box[1] = box_rows;
-  spec.box[2] = 1;
-  spec.swizzle = swizzle;
-  return hopper::make_tensor_map(spec);
+  const int64_t matrix = x.shape[axis] * row;
+  return map_of(x.data, element, columns, x.shape[axis], row, box_columns, box_rows, swizzle, axis == 0 ? 1 : x.shape[0],
+                axis == 0 ? matrix : stride(x, 0, matrix));
 }
 
 template <int Tokens, bool Clustered>
@@ -87,11 +70,11 @@ void run(const Operands& x, Params p, const Fp8DecodeKnobs& knobs, hopper::Strea
   using C = Config<Tokens, Clustered>;
   TensorMap map_a{}, map_b{}, map_scale_a{};   // TMA has no empty tensors: without K nothing is loaded
   if (x.k > 0) {
-    map_a = map_of(x.a, hopper::Element::u8, x.k, kSliceK, Tokens, Swizzle::b128);
-    map_b = map_of(x.b, hopper::Element::u8, x.k, kSliceK, kBlockRows, Swizzle::b128);
-    map_scale_a = map_of(x.scale_a, hopper::Element::f32, x.m, Tokens, 1, Swizzle::none);
+    map_a = map_of_batch(x.a, hopper::Element::u8, x.k, kSliceK, Tokens, Swizzle::b128);
+    map_b = map_of_batch(x.b, hopper::Element::u8, x.k, kSliceK, kBlockRows, Swizzle::b128);
+    map_scale_a = map_of_batch(x.scale_a, hopper::Element::f32, x.m, Tokens, 1, Swizzle::none);
   }
-  const int64_t all = hopper::sm_count(), sms = knobs.num_sms == 0 ? all : std::min(knobs.num_sms, all);
+  const int64_t sms = usable_sms(static_cast<int32_t>(knobs.num_sms));
   const int64_t resident = std::max<int64_t>(sms * C::kBlocksPerSm / p.split, 1);
   hopper::LaunchConfig config{};
   config.grid = dim3(static_cast<unsigned>(std::min(resident, x.groups * p.tiles) * p.split));

@@ -14,6 +14,7 @@
 #include "../hopper/launch.h"
 
 enum class OutputType : uint8_t { bf16, fp32 };
+constexpr int64_t bytes_of(OutputType type) { return type == OutputType::bf16 ? 2 : 4; }
 
 struct Fp8GemmArguments {
   // A [m, k] and B [n, k], e4m3, k contiguous. Bytes between rows: a multiple of 16, as TMA asks.

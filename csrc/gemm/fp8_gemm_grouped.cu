@@ -4,7 +4,7 @@
 using namespace fp8_gemm_kernels;
 
 TileChoice fp8_gemm_grouped_choice(const Fp8GroupedGemmArguments& x) {
-  return choice_of(x, TileProblem{x.m, x.n, x.k, usable_sms(x), true, x.groups}, kFp8GroupedTiles);
+  return choice_of(x, TileProblem{x.m, x.n, x.k, usable_sms(x.num_sms), true, x.groups}, kFp8GroupedTiles);
 }
 
 void fp8_gemm_grouped(const Fp8GroupedGemmArguments& arguments, hopper::Stream stream) {

@@ -30,8 +30,7 @@ inline void check(const Fp8GroupedGemmArguments& x, bool batched) {
   require(x.groups >= 0 && x.groups <= kFp8GemmMaxGroups, "groups",
           "must be in 0..512, for their table lies in shared memory", x.groups);
   require(!x.accumulate, "accumulate", "must be false, for grouped products have no such kernels", x.accumulate);
-  require(x.num_sms >= 0, "num_sms", "must not be negative (0 means all)", x.num_sms);
-  check_tile(x, kFp8GroupedTiles);
+  check_knobs(x, kFp8GroupedTiles);
   const char* name = batched ? "counts" : "offsets";
   const int32_t* rows = batched ? x.counts : x.offsets;
   require(rows != nullptr || (batched && x.groups == 0), name, "must not be null", "a null pointer");
@@ -70,30 +69,12 @@ struct GroupedLaunch {
     run<C>(x, grouped_tiles(grid, rows, x.groups), std::max<int64_t>(units, 1), sms, stream);
   }
 
-  template <int R, int C>
-  void run_tile(Multicast multicast, int32_t sms) const {
-    using Tiles = GroupedTiles<Rows>;
-    const bool pair = multicast != Multicast::none;
-    if (x.d_type == OutputType::bf16) {
-      pair ? run_config<Config<R, C, bf16, 2, Tiles>>(multicast, sms)
-           : run_config<Config<R, C, bf16, 1, Tiles>>(multicast, sms);
-    } else {
-      pair ? run_config<Config<R, C, float, 2, Tiles>>(multicast, sms)
-           : run_config<Config<R, C, float, 1, Tiles>>(multicast, sms);
-    }
-  }
-
   void operator()(const TileChoice& choice) const {
-    const int32_t sms = usable_sms(x);
-    require(choice.multicast == Multicast::none || sms >= 2, "multicast", "needs at least two multiprocessors", sms);
-    const auto is = [&](int32_t r, int32_t c) { return choice.shape == TileShape{r, c}; };
-    if (is(128, 256)) return run_tile<128, 256>(choice.multicast, sms);
-    if (is(128, 192)) return run_tile<128, 192>(choice.multicast, sms);
-    if (is(128, 160)) return run_tile<128, 160>(choice.multicast, sms);
-    if (is(128, 128)) return run_tile<128, 128>(choice.multicast, sms);
-    if (is(64, 128)) return run_tile<64, 128>(choice.multicast, sms);
-    if (is(64, 256)) return run_tile<64, 256>(choice.multicast, sms);
-    fail("tile", "must have a kernel (a pair of kFp8GroupedTiles is not listed here)", tile_text(choice.shape));
+    const int32_t sms = usable_sms(x.num_sms);
+    check_cluster(choice.multicast, sms);
+    with_kernel<kFp8GroupedTiles>(choice, x.d_type == OutputType::bf16, [&]<int R, int C, class D, int Cluster>() {
+      run_config<Config<R, C, D, Cluster, GroupedTiles<Rows>>>(choice.multicast, sms);
+    });
   }
 };
 
