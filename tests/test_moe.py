@@ -359,3 +359,15 @@ def test_few_tokens_choose_as_many_do(seed, groups, levels):
     num_groups, top_groups = groups
     want = reference.choose(biased, 3, num_groups, top_groups)
     assert torch.equal(reference.choose_few_(biased.clone(), 3, num_groups, top_groups), want)
+
+
+def test_few_and_many_tokens_order_nan_of_either_sign_alike():
+    """Both ways of choosing put NaN on top, lowest index first, and never choose from a closed group."""
+    biased = torch.rand(reference.FEW_SCORES // 16 + 1, 16, generator=torch.Generator().manual_seed(0))
+    negative = torch.tensor(-0x400000, dtype=torch.int32).view(torch.float32)  # a NaN with its sign bit set
+    biased[::3, 9], biased[::5, 2], biased[1::3, 14] = negative, float("nan"), negative
+    assert bool(torch.signbit(negative)) and negative.isnan()
+    many = reference.choose(biased.clone(), 3, 4, 2)
+    few = reference.choose_few_(biased.clone(), 3, 4, 2)
+    assert torch.equal(many, few)
+    assert (many[::3] == 9).any(1).all() and many[0, 0] == 2

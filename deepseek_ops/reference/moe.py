@@ -25,9 +25,10 @@ def choice_keys(values: Tensor) -> Tensor:
 
     With them, choosing is a vectorised ``amax`` per slot with the index in the result's low half. `torch.topk`
     leaves the choice among equals open, a stable sort costs several times more, and ``argmax`` is not vectorised.
-    NaN orders above or below all numbers, so that indices stay valid. Values are compared in fp32.
+    NaN of either sign orders above all numbers, as in torch's sorts. Values are compared in fp32.
     """
-    bits = values.float().view(torch.int32)
+    values = values.float()
+    bits = values.view(torch.int32).masked_fill(values.isnan(), 0x7FC00000)
     ordered = (
         (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits)
     )  # integer order is now the order of floats

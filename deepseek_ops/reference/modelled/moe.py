@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import moe as reference
-from ..moe import EPSILON, TAKEN, choice_keys, group_scores, take_largest_
+from ..moe import EPSILON, choice_keys, choose, take_largest_
 from ..tensor_core import fma
 from . import elementary
 
@@ -15,21 +15,6 @@ from . import elementary
 def row_sum(x: Tensor) -> Tensor:
     """The sum over the last dimension (docs/numerics.md, "Sums"), kept as a dimension."""
     return elementary.sum_of_groups(x).float().unsqueeze(-1)
-
-
-def choose(biased: Tensor, top_k: int, num_groups: int, top_groups: int) -> Tensor:
-    """`reference.choose` with NaN above all numbers, whatever its sign."""
-    keys = choice_keys(_positive_nan(biased))
-    if top_groups < num_groups and biased.shape[0]:
-        groups = take_largest_(choice_keys(_positive_nan(group_scores(keys, num_groups))), top_groups)
-        closed = torch.ones(biased.shape[0], num_groups, dtype=torch.bool, device=biased.device)
-        closed.scatter_(1, groups, False)
-        keys.view(biased.shape[0], num_groups, -1).masked_fill_(closed[..., None], TAKEN)
-    return take_largest_(keys, top_k)
-
-
-def _positive_nan(x: Tensor) -> Tensor:
-    return torch.where(x.isnan(), torch.full_like(x, torch.nan), x)
 
 
 def route(
@@ -66,7 +51,7 @@ def balance_loss(
     tokens, num_experts = scores.shape
     top_k, sequences = topk_idx.shape[1], cu_seqlens.shape[0] - 1
     if selection == "unbiased":
-        topk_idx = take_largest_(choice_keys(_positive_nan(scores)), top_k)
+        topk_idx = take_largest_(choice_keys(scores), top_k)
     token = torch.arange(tokens, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
     sequence = torch.searchsorted(cu_seqlens.contiguous(), token, right=True) - 1
     inside = (sequence >= 0) & (sequence < sequences)
