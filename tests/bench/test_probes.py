@@ -307,7 +307,7 @@ def test_emulator_equals_golden(name: str) -> None:
     """What silicon said is what the emulator says. See tests/golden/README.md when this fails."""
     path = probes.golden_path(GOLDEN, name)
     if not path.exists():
-        pytest.skip(f"no golden vectors of {name} yet: a run of bench.prove on a Hopper GPU records them")
+        pytest.skip(f"needs a Hopper GPU once: bench.prove records golden vectors of {name} on it")
     answers, digests, origin = probes.read_golden(path)
     library = probes.library(name, "emulated")
     stale = []

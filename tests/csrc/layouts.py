@@ -44,6 +44,19 @@ def far(x):
     return view
 
 
+def on(tensor, device):
+    """The tensor on a device with its strides; itself where it is there already."""
+    if tensor.device.type == device:
+        return tensor
+    size = (
+        1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+        if tensor.numel()
+        else 0
+    )
+    flat = tensor.as_strided((size,), (1,)).to(device)
+    return flat.as_strided(tensor.shape, tensor.stride())
+
+
 LAYOUTS = {
     "dense": lambda x: x,
     "shifted": shifted,

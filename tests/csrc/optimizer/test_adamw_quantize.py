@@ -15,12 +15,15 @@ import deepseek_ops
 from deepseek_ops import ArgumentError
 from deepseek_ops.optimizer import adamw_
 from deepseek_ops.quantize import quantize_128x128, transpose_128x128
+from tests.csrc.layouts import on
 from tests.csrc.optimizer.test_optimizer_kernels import (
     BF16,
     FP32,
+    IN_THE_EMULATOR,
     KW,
     Arena,
     backend,  # noqa: F401  (a fixture)
+    device_of,
     native_module,
     same,
 )
@@ -75,11 +78,13 @@ class Case:
 
     def check(self, backend, pow2=False, **kw):  # noqa: F811
         want, want_copies = self.separately(pow2, **kw)
-        device = "cuda" if backend == "cuda" else "cpu"
-        lists = [
-            [t.to(device) for t in ts] for ts in self.lists
-        ]  # themselves on a CPU, where the canaries are
-        copies = [c and tuple(t if t is None else t.to(device) for t in c) for c in self.copies]
+
+        def there(t):  # itself on a CPU, where the canaries are
+            return t.to(device_of(backend)) if isinstance(t, torch.Tensor) else t
+
+        lists = [[there(t) for t in ts] for ts in self.lists]
+        copies = [c and tuple(there(t) for t in c) for c in self.copies]
+        kw = {name: there(value) for name, value in kw.items()}
         with deepseek_ops.backend(backend):
             adamw_(*lists[:4], out=lists[4], fp8_out=copies, fp8_pow2=pow2, **{**KW, **kw})
         assert self.arena.intact()
@@ -182,22 +187,10 @@ def test_masters_that_are_not_finite(backend):  # noqa: F811
 
 @pytest.mark.parametrize("scale", [math.nan, math.inf, 0.37])
 def test_a_skipped_step_leaves_copies_of_the_old_masters(backend, scale):  # noqa: F811
-    on_device = torch.tensor(scale, device="cuda" if backend == "cuda" else "cpu")
     case = Case([(130, 144), (9,), (16, 20)], [4, 0, 2])
     before = [t.clone() for t in case.lists[0]]
-    want, want_copies = case.separately(False, grad_scale=torch.tensor(scale))
-    with deepseek_ops.backend(backend):
-        if backend == "cuda":
-            pytest.skip("in place on the CPU")
-        adamw_(*case.lists[:4], out=case.lists[4], fp8_out=case.copies, grad_scale=on_device, **KW)
-    assert case.arena.intact()
-    for a, b in zip(case.lists, want, strict=True):
-        assert all(same(x, y) for x, y in zip(a, b, strict=True))
-    for a, b in zip(case.copies, want_copies, strict=True):
-        assert all(
-            x is None or torch.equal(bits(x), bits(y)) for x, y in zip(a or ABSENT, b or ABSENT, strict=True)
-        )
-    assert all(same(a, b) for a, b in zip(before, case.lists[0], strict=True)) == (not math.isfinite(scale))
+    lists, _ = case.check(backend, grad_scale=torch.tensor(scale))
+    assert all(same(a, b.cpu()) for a, b in zip(before, lists[0], strict=True)) == (not math.isfinite(scale))
 
 
 def test_a_list_longer_than_a_launch(backend):  # noqa: F811
@@ -213,28 +206,27 @@ def test_a_list_longer_than_a_launch(backend):  # noqa: F811
 
 
 def test_strides(backend):  # noqa: F811
-    if backend == "cuda":
-        pytest.skip("strides do not survive the move; emulated and checked show them")
     case = Case([(144, 130)], [4])
     lists, [want] = case.separately(False)
-    turned = [[t.mT.contiguous().mT for t in ts] for ts in case.lists]
-    made = [torch.empty_like(t).mT.contiguous().mT for t in want]
+    turned = [[on(t.mT.contiguous().mT, device_of(backend)) for t in ts] for ts in case.lists]
+    made = [on(torch.empty_like(t).mT.contiguous().mT, device_of(backend)) for t in want]
     versions = [t._version for t in made]
     with deepseek_ops.backend(backend):
         adamw_(*turned[:4], out=turned[4], fp8_out=[tuple(made)], **KW)
-    assert all(same(a, b) for x, y in zip(turned, lists, strict=True) for a, b in zip(x, y, strict=True))
     assert all(
-        torch.equal(a.contiguous().view(torch.uint8), b.view(torch.uint8))
+        same(a.cpu(), b) for x, y in zip(turned, lists, strict=True) for a, b in zip(x, y, strict=True)
+    )
+    assert all(
+        torch.equal(a.cpu().contiguous().view(torch.uint8), b.view(torch.uint8))
         for a, b in zip(made, want, strict=True)
     )
     assert all(t._version > v for t, v in zip(made, versions, strict=True))
 
 
+@IN_THE_EMULATOR
 @pytest.mark.parametrize("asynchrony", ["eager", "random", "lazy"])
 @pytest.mark.parametrize("schedule", ["fifo", "random", "starve", "pct"])
 def test_schedules(backend, schedule, asynchrony):  # noqa: F811
-    if backend == "cuda":
-        pytest.skip("schedules are the emulator's")
     for seed in range(2):
         with deepseek_ops.emulation(
             seed=seed, schedule=schedule, asynchrony=asynchrony, resident_clusters=1 + seed

@@ -15,6 +15,7 @@ import deepseek_ops
 from deepseek_ops import ArgumentError
 from deepseek_ops._registry import absent_reason
 from deepseek_ops.optimizer import adamw_, clip_grad_norm
+from tests.csrc.layouts import on
 
 BF16, FP32, FP64 = torch.bfloat16, torch.float32, torch.float64
 KW = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "step": 3}
@@ -28,6 +29,13 @@ def backend(request):
     if reason:
         pytest.skip(f"backend {request.param} is absent: {reason}")
     return request.param
+
+
+IN_THE_EMULATOR = pytest.mark.parametrize("backend", ["emulated", "checked"], indirect=True)  # not on silicon
+
+
+def device_of(backend):
+    return "cuda" if backend == "cuda" else "cpu"
 
 
 def same(a, b):
@@ -71,8 +79,7 @@ def lists(sizes, grad=FP32, first=BF16, second=BF16, off=(0, 0, 0, 0, 0), seed=0
 
 def run(backend, made, with_out=True, **kw):
     """Copies of the lists after one step; those given are not touched."""
-    device = "cuda" if backend == "cuda" else "cpu"
-    moved = [[t.to(device, copy=True) for t in ts] for ts in made]
+    moved = [[t.to(device_of(backend), copy=True) for t in ts] for ts in made]
     step(backend, moved, with_out, **kw)
     return [[t.cpu() for t in ts] for ts in moved]
 
@@ -181,19 +188,17 @@ def test_strides(backend):
     turned = [[t.view(6, 10).T if i % 2 else t.view(6, 10)[:, ::2] for i, t in enumerate(ts)] for ts in made]
     want = [[t.clone(memory_format=torch.contiguous_format) for t in ts] for ts in turned]
     step("reference", want, stochastic_rounding=True)
-    if backend == "cuda":
-        pytest.skip("strides do not survive the move; emulated and checked show them")
+    turned = [[on(t, device_of(backend)) for t in ts] for ts in turned]
     versions = [t._version for t in turned[0]]
     step(backend, turned, stochastic_rounding=True)
-    assert all(same(a, b) for x, y in zip(turned, want, strict=True) for a, b in zip(x, y, strict=True))
+    assert all(same(a.cpu(), b) for x, y in zip(turned, want, strict=True) for a, b in zip(x, y, strict=True))
     assert all(t._version > v for t, v in zip(turned[0], versions, strict=True))
 
 
+@IN_THE_EMULATOR
 @pytest.mark.parametrize("asynchrony", ["eager", "random", "lazy"])
 @pytest.mark.parametrize("schedule", ["fifo", "random", "starve", "pct"])
 def test_schedules(backend, schedule, asynchrony):
-    if backend == "cuda":
-        pytest.skip("schedules are the emulator's")
     for seed in range(2):
         with deepseek_ops.emulation(
             seed=seed, schedule=schedule, asynchrony=asynchrony, resident_clusters=2 + seed

@@ -15,9 +15,11 @@ import torch
 import deepseek_ops
 from deepseek_ops import quantize as quant
 from deepseek_ops._registry import absent_reason
+from tests.csrc.layouts import DTYPE, LAYOUTS, on, shifted, turned
 from tests.quantize_cases import E4M3, i32, random_tensor, special_rows
 
 KERNEL_BACKENDS = ("emulated", "checked", "cuda")
+IN_THE_EMULATOR = pytest.mark.parametrize("kernels", ["emulated", "checked"], indirect=True)  # not on silicon
 POW2 = pytest.mark.parametrize("pow2", [False, True], ids=["fp32_scale", "pow2_scale"])
 
 
@@ -55,44 +57,11 @@ def outputs(result):
     return result if isinstance(result, tuple) else (result,)
 
 
-def on(tensor, device):
-    """The tensor on a device with its strides."""
-    if tensor.device.type == device:
-        return tensor
-    size = (
-        1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-        if tensor.numel()
-        else 0
-    )
-    flat = tensor.as_strided((size,), (1,)).to(device)
-    return flat.as_strided(tensor.shape, tensor.stride())
-
-
-def shifted(x):
-    """The same values, one element off a multiple of 16 bytes."""
-    return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
-
-
-def spaced(x):
-    """The same values with 16 columns of NaN between rows: still 16-byte loads."""
-    return torch.cat([x, torch.full((x.shape[0], 16), math.nan, dtype=x.dtype)], 1)[:, : x.shape[1]]
-
-
-def oddly_spaced(x):
-    """The same values with one column of NaN between rows: rows start anywhere."""
-    return torch.cat([x, torch.full((x.shape[0], 1), math.nan, dtype=x.dtype)], 1)[:, : x.shape[1]]
-
-
-def turned(x):
-    """The same values with rows contiguous."""
-    return x.t().contiguous().t()
-
-
-LAYOUTS = [lambda x: x, shifted, spaced, oddly_spaced, turned]
 LAYOUT = pytest.mark.parametrize(
-    "layout", LAYOUTS, ids=["dense", "shifted", "spaced", "oddly_spaced", "turned"]
+    "layout",
+    [layout for name, layout in LAYOUTS.items() if name != "far"],  # far_test.cpp goes there
+    ids=[name for name in LAYOUTS if name != "far"],
 )
-DTYPE = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 # Tokens and channels: whole tiles, short on either axis or on both, channels that 16 does not divide, one of each.
 SHAPES = [(128, 256), (129, 144), (63, 576), (256, 130), (1, 128), (4, 16), (200, 7), (1, 1)]
 SHAPE = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
@@ -310,10 +279,9 @@ def test_empty_e5m6_and_values(kernels, shape, granularity):
     kernels(quant.dequantize_128x128, q, torch.ones(-(-m // 128), -(-k // 128)))
 
 
+@IN_THE_EMULATOR
 @pytest.mark.parametrize("schedule", ["fifo", "random", "starve", "pct"])
 def test_schedules_of_e5m6_and_values(kernels, schedule):
-    if kernels.backend == "cuda":
-        pytest.skip("schedules are the emulator's")
     x = random_tensor(6, 70, 288, spread=3)
     packed, scale = any_bytes(7, 70, 288, "tile")
     with deepseek_ops.backend("reference"):

@@ -11,7 +11,8 @@ import pytest
 from examples.errors import UserError
 from examples.evals import arithmetic, humaneval, multiple_choice, needle
 from examples.evals.multiple_choice import ChoiceQuestion
-from examples.rewards.sandbox import Limits, Sandbox
+from examples.rewards.sandbox import Limits
+from tests.examples.sandboxes import make_sandbox
 
 # --- arithmetic ----------------------------------------------------------------------------------------------------
 
@@ -153,10 +154,7 @@ def test_questions_from_a_file(tmp_path):
 
 @pytest.fixture(scope="module")
 def sandbox():
-    try:
-        return Sandbox(Limits(wall_seconds=120, cpu_seconds=2))
-    except UserError as error:
-        pytest.skip(str(error))
+    return make_sandbox(limits=Limits(wall_seconds=120, cpu_seconds=2))
 
 
 def test_own_problems_can_be_solved_and_missed(sandbox):

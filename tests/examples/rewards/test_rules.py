@@ -17,15 +17,13 @@ from examples.rewards.rules import (
     scripts,
     tags,
 )
-from examples.rewards.sandbox import Limits, Sandbox
+from examples.rewards.sandbox import Limits
+from tests.examples.sandboxes import make_sandbox
 
 
 @pytest.fixture(scope="module")
 def box():
-    try:
-        return Sandbox(Limits(wall_seconds=120, cpu_seconds=1))
-    except UserError as error:
-        pytest.skip(str(error))
+    return make_sandbox(limits=Limits(wall_seconds=120, cpu_seconds=1))
 
 
 @pytest.mark.parametrize(

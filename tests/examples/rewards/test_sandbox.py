@@ -2,9 +2,7 @@
 
 import json
 import os
-import platform
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from examples.errors import UserError
-from examples.rewards import kernel, sandbox
+from examples.rewards import sandbox
 from examples.rewards.sandbox import Limits, Protection, Result, Sandbox
+from tests.examples.sandboxes import NOBODY, kernel_allows, make_sandbox, public_python, readable_by_all
 
 ROOT = Path(sandbox.__file__).parents[2]
 QUICK = Limits(wall_seconds=120, cpu_seconds=3, memory_mib=160)
@@ -26,67 +25,8 @@ QUICK = Limits(wall_seconds=120, cpu_seconds=3, memory_mib=160)
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
 
 
-def _readable_by_all(path):
-    path = Path(path).resolve()
-    return all(part.stat().st_mode & 0o005 == 0o005 for part in (path, *path.parents))
-
-
-def _public_python():
-    """An interpreter that a user without rights can run; the one of a developer may lie in /root."""
-    for python in (getattr(sys, "_base_executable", sys.executable), "/usr/bin/python3"):
-        if os.path.exists(python) and _readable_by_all(python):
-            version = subprocess.run(
-                [python, "-c", "import sys; print(sys.version_info >= (3, 11))"],
-                capture_output=True,
-                check=False,
-            )
-            if version.stdout.strip() == b"True":
-                return python
-    return None
-
-
-def _kernel_allows(level):
-    """Whether this machine has what a level needs, asked without any of our code."""
-    if level == "landlock":
-        return kernel.landlock_version() >= kernel.NEEDED_LANDLOCK and platform.machine() in (
-            "x86_64",
-            "aarch64",
-        )
-    command = [
-        "unshare",
-        "--mount",
-        "--pid",
-        "--net",
-        "--ipc",
-        "--uts",
-        "--fork",
-        "mount",
-        "-t",
-        "tmpfs",
-        "x",
-        "/mnt",
-    ]
-    if os.geteuid() != 0:
-        command[1:1] = ["--user", "--map-root-user"]
-    release = tuple(map(int, platform.release().split("-")[0].split(".")[:2]))
-    return (
-        bool(shutil.which("unshare"))
-        and release >= (5, 12)
-        and not subprocess.run(command, check=False).returncode
-    )
-
-
 def _sandbox(level, limits=QUICK):
-    """A sandbox; the test is skipped only where the kernel does not allow one, not where ours is broken."""
-    python = _public_python() if level == "landlock" and os.geteuid() == 0 else None
-    if level == "landlock" and os.geteuid() == 0 and python is None:
-        pytest.skip("no interpreter that a user without rights can read")
-    try:
-        return Sandbox(limits, level=level, python=python)
-    except UserError as error:
-        if any(map(_kernel_allows, ("namespaces", "landlock") if level is None else (level,))):
-            raise
-        pytest.skip(str(error))
+    return make_sandbox(level, limits)
 
 
 @pytest.fixture(params=["namespaces", "landlock"])
@@ -315,10 +255,10 @@ def test_the_attacks_work_without_a_sandbox(open_folder):
 @pytest.mark.parametrize("level", ["namespaces", "landlock"])
 def test_an_ordinary_user_is_protected_as_well(level, open_folder):
     """Root drops to a user without rights, who then runs the attacks in a sandbox of their own."""
-    python = _public_python()
     if os.geteuid() != 0:
-        pytest.skip("the other tests are already those of an ordinary user")
-    if python is None or not _readable_by_all(ROOT):
+        pytest.skip("needs root to become another user")
+    python = public_python()
+    if python is None or not readable_by_all(ROOT):
         pytest.skip("no interpreter, or no checkout, that a user without rights can read")
     script = f"""
 import json, sys
@@ -340,11 +280,13 @@ else:
 
     def run(program):
         command = [python, "-I", "-B", "-c", script]
-        done = subprocess.run(command, input=program.encode(), capture_output=True, user=65534, group=65534,
-                              extra_groups=[], timeout=200, cwd="/", check=False)  # fmt: skip
+        done = subprocess.run(
+            command, input=program.encode(), capture_output=True, timeout=200, cwd="/", check=False, **NOBODY
+        )
         assert done.returncode == 0, done.stderr.decode()
         answer = json.loads(done.stdout)
         if isinstance(answer, str):
+            assert not kernel_allows(level, as_nobody=True), answer
             pytest.skip(answer)
         return [Result(**fields) for fields in answer]
 
@@ -540,7 +482,7 @@ def test_the_strongest_level_that_works_is_taken_and_named(monkeypatch):
 
 
 def test_limits_alone_still_limit():
-    limited = Sandbox(Limits(wall_seconds=120, cpu_seconds=0.5), level="limits", python=_public_python())
+    limited = Sandbox(Limits(wall_seconds=120, cpu_seconds=0.5), level="limits", python=public_python())
     assert limited.run("while True: pass").status == "timeout"
     assert limited.run("import socket; socket.socket()").detail.startswith("PermissionError")
 
