@@ -53,6 +53,13 @@ std::array<JoinMemo, 512> joins;
 std::array<EntryMemo, 512> entries;
 std::array<FenceMemo, 128> fences;
 
+uint64_t given_entries = 0;
+
+// Memos too are counted: what they hold depends on addresses, and the count must not. Blocks of a clock are of one size.
+void count(const ClockRef& c) {
+  if (c && !c->parts.empty()) given_entries += c->parts.size() * c->parts.front().entries->generic.size();
+}
+
 size_t hash(const void* a, uint64_t b) {
   uint64_t h = reinterpret_cast<uintptr_t>(a) * 0x9E3779B97F4A7C15ull ^ b * 0xC2B2AE3D27D4EB4Full;
   return static_cast<size_t>(h >> 40);
@@ -67,6 +74,7 @@ const BlockClock* Clock::find(uint32_t block) const {
 }
 
 ClockRef join(const ClockRef& a, const ClockRef& b) {
+  count(a), count(b);
   if (!b || a == b) return a;
   if (!a) return b;
   JoinMemo& memo = joins[hash(a.get(), reinterpret_cast<uintptr_t>(b.get())) % joins.size()];
@@ -99,6 +107,7 @@ ClockRef join(const ClockRef& a, const ClockRef& b) {
 }
 
 ClockRef with_entry(const ClockRef& a, const Epoch& e, uint32_t actors, bool async) {
+  count(a);
   EntryMemo& memo = entries[hash(a.get(), e.block * 31ull + e.actor * 1000003ull + e.time * 7919ull) % entries.size()];
   if (memo.result && memo.a == a && memo.async == async && memo.e.block == e.block && memo.e.actor == e.actor && memo.e.time == e.time)
     return memo.result;
@@ -117,6 +126,7 @@ ClockRef with_entry(const ClockRef& a, const Epoch& e, uint32_t actors, bool asy
 }
 
 ClockRef with_async_visible(const ClockRef& a) {
+  count(a);
   if (!a) return a;
   FenceMemo& memo = fences[hash(a.get(), 1) % fences.size()];
   if (memo.a == a) return memo.result;
@@ -155,6 +165,7 @@ void Release::add_clock(const ClockRef& c) { seen_ = join(seen_, c); }
 ClockRef Release::take() {
   ClockRef r = std::move(seen_);
   seen_ = ClockRef();
+  count(r);
   if (!own_.empty()) {
     r = copy(r);
     for (const Own& o : own_) {
@@ -166,6 +177,8 @@ ClockRef Release::take() {
   }
   return r;
 }
+
+uint64_t take_clock_entries() { return std::exchange(given_entries, 0); }
 
 void forget_clocks() {
   joins.fill({});

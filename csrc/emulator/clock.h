@@ -95,6 +95,7 @@ ClockRef join(const ClockRef&, const ClockRef&);                               /
 ClockRef with_entry(const ClockRef&, const Epoch&, uint32_t actors, bool async);   // memoised
 ClockRef with_async_visible(const ClockRef&);                                  // fence.proxy.async; memoised
 ClockRef with_finished(const ClockRef&, uint32_t rank, uint32_t grid);
+uint64_t take_clock_entries();   // how many entries these were given since the last call: their cost, before memos
 void forget_clocks();                                                          // drop the memo at the end of a run
 
 }  // namespace emulator

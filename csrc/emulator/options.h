@@ -38,6 +38,7 @@ struct Options {
 // What one run did; for tests of determinism and of cost.
 struct Statistics {
   uint64_t switches = 0, async_operations = 0, accesses = 0, wgmma = 0, bank_conflicts = 0;
+  uint64_t clock_entries = 0;        // of the clocks that were joined, extended or fenced: what the checker's order costs
   uint64_t digest = 0;               // hash of every scheduling decision: equal seeds give equal digests
   double seconds = 0;
 };

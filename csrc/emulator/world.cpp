@@ -505,6 +505,7 @@ void World::run() {
     reports.push_back("[stopped] the kernel could not go on, and the rule that says why is switched off (Options::off)\n");
   run_all_pending_after_end();
   statistics.seconds = seconds();
+  statistics.clock_entries = take_clock_entries();
   close_banks(statistics);
   statistics_of_last = statistics;
   drops_of_last.clear();

@@ -23,9 +23,8 @@ class Planted:
         self.library = library
         for name in ("list", "run", "rules", "drop_sites"):
             getattr(self.library, f"planted_{name}").restype = ctypes.c_char_p
-        for name in ("digest", "switches", "accesses", "bank_conflicts"):
+        for name in ("digest", "switches", "accesses", "clock_entries", "bank_conflicts"):
             getattr(self.library, f"planted_{name}").restype = ctypes.c_uint64
-        self.library.planted_seconds.restype = ctypes.c_double
         self.expected: dict[str, list[set[str]]] = {}
         for item in self.library.planted_list().decode().split(";")[:-1]:
             name, bugs = item.split("=")

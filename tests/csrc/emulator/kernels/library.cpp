@@ -61,7 +61,7 @@ const char* planted_rules() {
 
 uint64_t planted_digest() { return emulator::last_statistics().digest; }
 uint64_t planted_switches() { return emulator::last_statistics().switches; }
-double planted_seconds() { return emulator::last_statistics().seconds; }
+uint64_t planted_clock_entries() { return emulator::last_statistics().clock_entries; }
 uint64_t planted_accesses() { return emulator::last_statistics().accesses; }
 uint64_t planted_bank_conflicts() { return emulator::last_statistics().bank_conflicts; }
 
