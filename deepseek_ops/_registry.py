@@ -42,7 +42,9 @@ LIBRARY = torch.library.Library("deepseek_ops", "FRAGMENT")
 OPS: dict[str, Op] = {}
 NO_KEYWORDS: Mapping[str, Any] = {}
 
-_override: contextvars.ContextVar[str | None] = contextvars.ContextVar("deepseek_ops_backend", default=None)
+_override: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar(
+    "deepseek_ops_backend", default=()
+)
 
 
 class BackendError(RuntimeError):
@@ -50,18 +52,23 @@ class BackendError(RuntimeError):
 
 
 @contextlib.contextmanager
-def backend(name: str) -> Iterator[None]:
+def backend(name: str, *others: str) -> Iterator[None]:
     """Run every op inside the block on `name`: "reference", "modelled", "emulated", "checked" or "cuda".
 
-    Overrides the environment variable DEEPSEEK_OPS_BACKEND and the default choice (`cuda` for CUDA tensors on
-    Hopper where a kernel exists, `reference` elsewhere). Raises `BackendError` at once if the backend is absent.
-    The choice is per context (thread or task); autograd threads of a GPU see the default.
+    An op that has no kernel there, or none for the dtypes it is called with, raises; with `others` it runs on the first
+    of them that has one. ``backend("checked", "reference")`` so runs a whole model whose attention has no kernel yet.
+    DEEPSEEK_OPS_BACKEND=checked,reference is the same for a process.
+
+    Overrides that environment variable and the default choice (`cuda` for CUDA tensors on Hopper where a kernel exists,
+    `reference` elsewhere). Raises `BackendError` at once if one of them is absent. The choice is per context (thread or
+    task); autograd threads of a GPU see the default.
     """
-    _require_known(name)
-    reason = absent_reason(name)
-    if reason:
-        raise BackendError(f"backend {name!r} is absent: {reason}")
-    token = _override.set(name)
+    for each in (name, *others):
+        _require_known(each)
+        reason = absent_reason(each)
+        if reason:
+            raise BackendError(f"backend {each!r} is absent: {reason}")
+    token = _override.set((name, *others))
     try:
         yield
     finally:
@@ -71,6 +78,19 @@ def backend(name: str) -> Iterator[None]:
 def _require_known(name: str) -> None:
     if name not in BACKENDS:
         raise ArgumentError(f"backend: must be one of {', '.join(BACKENDS)}; got {name!r}")
+
+
+def wanted_backends() -> tuple[str, ...]:
+    """The backends that the user asked for, by context or environment, first choice first; none: the default."""
+    return _override.get() or _in_environment(os.environ.get("DEEPSEEK_OPS_BACKEND", ""))
+
+
+@functools.cache
+def _in_environment(value: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in value.split(",")) if value else ()
+    for name in names:
+        _require_known(name)
+    return names
 
 
 @functools.cache
@@ -142,7 +162,7 @@ class Op:
     def plain(self, *args: Any) -> Any:
         """The op without its gradient: what `raw` does, without the dispatcher where that decides nothing."""
         if _unobserved() and _all_plain(args):
-            return self._call(self._chosen() or "reference", args)
+            return self._call(self._chosen(args) or "reference", args)
         return self.raw(*args)
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
@@ -156,28 +176,39 @@ class Op:
         with torch.no_grad():
             return kernel(*args, **kwargs)
 
-    def _chosen(self) -> str | None:
-        """The backend that the user asked for, by context or environment."""
-        name = _override.get() or os.environ.get("DEEPSEEK_OPS_BACKEND")
-        if name:
-            _require_known(name)
-            if name not in self.kernels:
-                reason = absent_reason(name)  # loads the module
-                if name not in self.kernels:
-                    reason = reason or f"it has no kernel for {self.name!r} yet"
-                    raise BackendError(f"backend {name!r} cannot run {self.name!r}: {reason}")
-        return name
+    def _chosen(self, args: tuple[Any, ...]) -> str | None:
+        """Which of the backends that the user asked for runs the op; None if they asked for none."""
+        names = wanted_backends()
+        for name in names:
+            if name not in self.kernels and absent_reason(name):  # loads the module
+                raise BackendError(self._why_not(name))
+            if name in self.kernels and (len(names) == 1 or self._takes(name, args)):
+                return name
+        if names:
+            raise BackendError("; ".join(self._why_not(name) for name in names))
+        return None
+
+    def _takes(self, name: str, args: tuple[Any, ...]) -> bool:
+        """Whether a backend that has the op serves these dtypes."""
+        if name in ("reference", "modelled"):
+            return True
+        from ._native_arguments import takes  # here: it needs the references
+
+        return takes(self.name, args)
+
+    def _why_not(self, name: str) -> str:
+        reason = absent_reason(name)
+        if name in self.kernels:
+            reason = reason or "its kernel does not serve these dtypes"
+        return f"backend {name!r} cannot run {self.name!r}: {reason or f'it has no kernel for {self.name!r} yet'}"
 
     def _choose(self, args: tuple[Any, ...]) -> str:
-        name = self._chosen()
+        name = self._chosen(args)
         if name:
             return name
         if any(t.is_cuda for t in tensors_of(args)):
-            if absent_reason("cuda") is None and "cuda" in self.kernels:
-                from ._native_arguments import takes  # here: it needs the references
-
-                if takes(self.name, args):
-                    return "cuda"
+            if absent_reason("cuda") is None and "cuda" in self.kernels and self._takes("cuda", args):
+                return "cuda"
             _warn_no_kernel(self.name)
         return "reference"
 
@@ -246,9 +277,9 @@ def runs_reference(*tensors: torch.Tensor) -> bool:
     A loop that calls many ops on small tensors may then call `deepseek_ops.reference` itself, until something changes:
     the functions are the same, and the 3 to 5 us that an op spends on arguments and dispatch are saved.
     """
-    name = _override.get() or os.environ.get("DEEPSEEK_OPS_BACKEND")
+    names = wanted_backends()
     return (
-        name in (None, "", "reference")
+        (not names or names[0] == "reference")
         and not torch.is_grad_enabled()
         and _unobserved()
         and _all_plain(tensors)

@@ -78,10 +78,41 @@ def test_environment_variable_chooses_and_is_checked(scale_op, monkeypatch):
         scale_op(torch.ones(1), 1.0)
 
 
+def test_the_first_backend_that_can_runs_the_op(scale_op, monkeypatch):
+    """Some ops have no kernel, and no kernel has every dtype."""
+    monkeypatch.setattr(_registry, "absent_reason", lambda name: "not built" if name == "cuda" else None)
+    calls = []
+    with deepseek_ops.backend("checked", "modelled", "reference"):
+        scale_op(torch.ones(2), 4.0)  # no kernel: modelled, which every op has
+        monkeypatch.setitem(scale_op.kernels, "checked", lambda x, by: calls.append(x.dtype) or x * by)
+        scale_op(torch.ones(2), 4.0)
+        scale_op(torch.ones(2, dtype=torch.float64), 4.0)  # kernels that exist do not serve fp64
+    assert calls == [torch.float32]
+    with (
+        deepseek_ops.backend("checked", "emulated"),
+        pytest.raises(BackendError, match=r"'checked' cannot run .*dtypes; backend 'emulated' .*no kernel"),
+    ):
+        scale_op(torch.ones(2, dtype=torch.float64), 4.0)
+    with (
+        pytest.raises(BackendError, match="'cuda' is absent: not built"),
+        deepseek_ops.backend("reference", "cuda"),
+    ):
+        pass
+    monkeypatch.setenv("DEEPSEEK_OPS_BACKEND", "emulated, reference")
+    assert _registry.wanted_backends() == ("emulated", "reference")
+    scale_op(torch.ones(2), 4.0)
+    monkeypatch.setenv("DEEPSEEK_OPS_BACKEND", "cuda,reference")
+    with pytest.raises(BackendError, match=r"'cuda' cannot run .*not built"):
+        scale_op(torch.ones(2), 4.0)
+    monkeypatch.setenv("DEEPSEEK_OPS_BACKEND", "emulated,,reference")
+    with pytest.raises(ArgumentError, match="got ''"):
+        scale_op(torch.ones(2), 4.0)
+
+
 def test_kernels_register_per_op(scale_op):
     calls = []
     scale_op.kernels["checked"] = lambda x, by: calls.append(by) or x * by
-    token = _registry._override.set("checked")
+    token = _registry._override.set(("checked",))
     try:
         scale_op(torch.ones(2), 4.0)
     finally:

@@ -4,8 +4,8 @@
 emulated and checked every op runs its kernel and everything must equal backend "modelled" bit for bit: output, input
 gradient, every weight's gradient, and the loss of each of 20 steps.
 
-Attention and RoPE have no kernels yet: `attention_by_reference` lends them their reference, here and not in the library. Any
-other op without a kernel fails the test and is named: the list of ops is computed by running the layer.
+Attention and RoPE have no kernels yet and run their reference in the midst of the kernels. Any other op that does fails the
+test and is named.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from examples.model.config import ModelConfig
 from examples.model.mla import Layout
 from examples.model.moe import Router
 from examples.train.optim import MixedAdamW
+from tests.recording import WITHOUT_KERNELS, recording
 
 KERNELS = ("emulated", "checked")
-ATTENTION = ("mla_attention", "mla_attention_backward", "rope")
 TOKENS = 12
 STEPS = 20
 LR = 1e-2
@@ -57,14 +57,19 @@ CONFIG = ModelConfig(
 
 
 @contextlib.contextmanager
-def attention_by_reference(monkeypatch):
-    """Where attention has no kernel, its reference runs in the midst of the kernels."""
-    with monkeypatch.context() as patch:
-        for op in (_registry.OPS[name] for name in ATTENTION):
-            for backend in KERNELS:
-                if backend not in op.kernels:
-                    patch.setitem(op.kernels, backend, op.kernels["modelled"])
+def on_kernels(backend, seed):
+    """Everything inside runs on `backend`, but what has no kernels yet."""
+    reason = _registry.absent_reason(backend)
+    if reason:
+        pytest.skip(f"backend {backend}: {reason}")
+    with (
+        recording() as ran,
+        deepseek_ops.backend(backend, "modelled"),
+        deepseek_ops.emulation(seed=seed),
+    ):
         yield
+    if backend != "modelled":
+        assert ran.get("modelled", set()) <= WITHOUT_KERNELS
 
 
 class Layer:
@@ -116,34 +121,6 @@ class Layer:
 
 
 @functools.cache
-def ops_of_the_layer() -> frozenset[str]:
-    """Every op that a training step calls, attention's left out."""
-    names: set[str] = set()
-    plain = _registry.Op._call
-
-    def record(self, backend, args, kwargs=_registry.NO_KEYWORDS):
-        names.add(self.name)
-        return plain(self, backend, args, kwargs)
-
-    _registry.Op._call = record
-    try:
-        with deepseek_ops.backend("modelled"):
-            Layer().train(1, micro_batches=2)
-    finally:
-        _registry.Op._call = plain
-    return frozenset(names.difference(ATTENTION))
-
-
-def need_kernels(backend: str) -> None:
-    """Skip where `backend` is absent; fail, naming them, if it cannot run some ops."""
-    reason = _registry.absent_reason(backend)
-    if reason:
-        pytest.skip(f"backend {backend}: {reason}")
-    lacking = sorted(name for name in ops_of_the_layer() if backend not in _registry.OPS[name].kernels)
-    assert not lacking, f"backend {backend} has no kernel for {', '.join(lacking)}"
-
-
-@functools.cache
 def modelled() -> tuple[dict[str, torch.Tensor], list[float], dict[str, torch.Tensor]]:
     """What kernels must give: one forward and backward pass, and the training run."""
     with deepseek_ops.backend("modelled"):
@@ -159,18 +136,16 @@ def assert_equal_bits(got, want):
 
 
 @pytest.mark.parametrize("backend", KERNELS)
-def test_forward_and_backward_have_the_bits_of_the_model(backend, monkeypatch):
-    need_kernels(backend)
-    with attention_by_reference(monkeypatch), deepseek_ops.backend(backend), deepseek_ops.emulation(seed=1):
+def test_forward_and_backward_have_the_bits_of_the_model(backend):
+    with on_kernels(backend, seed=1):
         got = Layer().forward_backward()
     assert_equal_bits(got, modelled()[0])
 
 
 @pytest.mark.parametrize("backend", KERNELS)
-def test_twenty_steps_have_the_bits_of_the_model(backend, monkeypatch):
-    need_kernels(backend)
+def test_twenty_steps_have_the_bits_of_the_model(backend):
     _, losses, state = modelled()
-    with attention_by_reference(monkeypatch), deepseek_ops.backend(backend), deepseek_ops.emulation(seed=2):
+    with on_kernels(backend, seed=2):
         layer = Layer()
         assert layer.train(STEPS) == losses
     assert_equal_bits(layer.state(), state)
@@ -212,15 +187,10 @@ def test_weights_are_quantised_once_per_step_in_the_whole_layer(step_quantizes):
 
 
 @pytest.mark.parametrize("backend", ["modelled", *KERNELS])
-def test_a_step_that_quantises_has_the_bits_of_one_that_does_not(backend, monkeypatch):
-    need_kernels(backend)
+def test_a_step_that_quantises_has_the_bits_of_one_that_does_not(backend):
     results = []
     for step_quantizes in (True, False):
-        with (
-            attention_by_reference(monkeypatch),
-            deepseek_ops.backend(backend),
-            deepseek_ops.emulation(seed=3),
-        ):
+        with on_kernels(backend, seed=3):
             layer = Layer(step_quantizes)
             losses = layer.train(2)
             by_step = {name: cache.refreshes for name, cache in caches(layer).items()}
@@ -251,7 +221,7 @@ def test_it_calls_ops_and_no_linear_algebra_of_torch():
             inside.append(str(func))
             return func(*args, **(kwargs or {}))
 
-    with Watch():
+    with recording() as ran, Watch():
         Layer().train(1)
     products = {"aten.mm", "aten.addmm", "aten.bmm", "aten.linear", "aten.matmul"}
     assert not [name for name in inside if name.rsplit(".", 1)[0] in products]
@@ -262,4 +232,4 @@ def test_it_calls_ops_and_no_linear_algebra_of_torch():
         "fp8_wgrad_grouped",
         "gemm",
         "wgrad",
-    } <= ops_of_the_layer()
+    } <= ran["reference"]

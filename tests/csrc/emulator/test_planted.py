@@ -154,7 +154,9 @@ def test_cost_of_a_block_does_not_grow_with_the_grid(planted):
 
     few, many = cost(2), cost(16)
     assert many[0] == few[0] > 0  # accesses
-    assert many[1] == pytest.approx(few[1], rel=0.1)  # switches; a wait that finds its phase complete has none
+    assert many[1] == pytest.approx(
+        few[1], rel=0.1
+    )  # switches; a wait that finds its phase complete has none
     assert 0 < many[2] < 1.2 * few[2]  # entries of clocks
 
 
