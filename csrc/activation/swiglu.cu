@@ -48,8 +48,7 @@ void swiglu(const SwigluArguments& a, hopper::Stream stream) {
   p.out = {static_cast<uint8_t*>(a.q), inner, a.scale, round_up(x.rows, 4)};
   p.rule.pow2 = a.pow2;
   const uint32_t blocks = quantize::checked_tiles("gate_up", ceil_div(x.rows, kRowsOfBlock), p.column_tiles);
-  const auto config = quantize::launch_config(quantized ? "swiglu_quantize" : "swiglu", blocks, kSwigluThreads, 0,
-                                              a.programmatic, stream);
+  const auto config = launch_config(quantized ? "swiglu_quantize" : "swiglu", blocks, kSwigluThreads, a.programmatic, stream);
   const bool vector = vectorised(x) && is_aligned(quantized ? a.q : a.y, 16);
   x.type == Type::bf16 ? run<bf16>(config, p, quantized, vector) : run<float>(config, p, quantized, vector);
 }

@@ -52,8 +52,8 @@ void swiglu_backward(const SwigluBackwardArguments& a, hopper::Stream stream) {
   p.passes = static_cast<uint32_t>(ceil_div(p.tiles, 4 * int64_t{p.warps}));
   const uint32_t blocks = quantize::checked_tiles("gate_up", ceil_div(x.rows, int64_t{p.teams} * kRows), 1);
   const uint32_t warps = p.warps * p.teams;
-  const auto config = quantize::launch_config("swiglu_backward", blocks, 32 * warps, warps * kRows * sizeof(double),
-                                              a.programmatic, stream);
+  const auto config = launch_config("swiglu_backward", blocks, 32 * warps, a.programmatic, stream,
+                                    warps * kRows * sizeof(double));
   const bool vector = vectorised(x) && quantize::vectorised(a.dy, a.dgate_up);
   x.type == Type::bf16 ? run<bf16>(config, p, vector) : run<float>(config, p, vector);
 }

@@ -64,7 +64,7 @@ void swiglu_backward_quantize(const SwigluBackwardQuantizeArguments& a, hopper::
   const bool grouped = a.offsets != nullptr;
   bool programmatic = a.programmatic;
   if (grouped) {
-    const auto config = quantize::launch_config("pad_offsets", 1, 32, 0, programmatic, stream);
+    const auto config = launch_config("pad_offsets", 1, 32, programmatic, stream);
     hopper::launch(config, pad_offsets_kernel, a.offsets, a.padded_offsets, static_cast<int32_t>(a.groups));
     programmatic = true;
   }
@@ -89,15 +89,15 @@ void swiglu_backward_quantize(const SwigluBackwardQuantizeArguments& a, hopper::
   if (inner > 0) {   // rows of no group: see quantize_128x1
     const int64_t more = grouped ? 2 + (a.groups == 0 ? x.rows / kTile : 0) : 0;
     const uint32_t blocks = quantize::checked_tiles("gate_up", token_tiles + more, p.column_tiles);
-    const auto config = quantize::launch_config("swiglu_backward_quantize", blocks, kThreads, sizeof(SwigluCastShared),
-                                                programmatic, stream);
+    const auto config = launch_config("swiglu_backward_quantize", blocks, kThreads, programmatic, stream,
+                                      sizeof(SwigluCastShared));
     x.type == Type::bf16 ? hopper::launch(config, swiglu_backward_quantize_kernel<bf16>, p)
                          : hopper::launch(config, swiglu_backward_quantize_kernel<e4m3>, p);
     programmatic = true;
   }
   if (a.dweight) {
     const uint32_t blocks = quantize::checked_tiles("gate_up", ceil_div(x.rows, kSumThreads), 1);
-    const auto config = quantize::launch_config("sum_row_weight_gradient", blocks, kSumThreads, 0, programmatic, stream);
+    const auto config = launch_config("sum_row_weight_gradient", blocks, kSumThreads, programmatic, stream);
     hopper::launch(config, sum_row_weight_gradient_kernel, a.workspace, a.dweight, x.rows, p.column_tiles);
   }
 }

@@ -76,14 +76,11 @@ void run(const Operands& x, Params p, const Fp8DecodeKnobs& knobs, hopper::Strea
   }
   const int64_t sms = usable_sms(static_cast<int32_t>(knobs.num_sms));
   const int64_t resident = std::max<int64_t>(sms * C::kBlocksPerSm / p.split, 1);
-  hopper::LaunchConfig config{};
-  config.grid = dim3(static_cast<unsigned>(std::min(resident, x.groups * p.tiles) * p.split));
-  config.block = dim3(kThreads);
-  config.smem_bytes = sizeof(typename C::Shared);
+  hopper::LaunchConfig config = ::launch_config(
+      p.masked_m ? "fp8_gemm_masked_decode" : "fp8_gemm_decode",
+      static_cast<uint32_t>(std::min(resident, x.groups * p.tiles) * p.split), kThreads, knobs.programmatic, stream,
+      sizeof(typename C::Shared));
   config.cluster = static_cast<uint32_t>(p.split);
-  config.programmatic = knobs.programmatic;
-  config.stream = stream;
-  config.name = p.masked_m ? "fp8_gemm_masked_decode" : "fp8_gemm_decode";
   hopper::launch(config, fp8_decode_kernel<C>, map_a, map_b, map_scale_a, p);
 }
 

@@ -7,8 +7,8 @@
 #include <utility>
 
 #include "../common/checks.h"
+#include "../common/launch_config.h"
 #include "../common/tile_chooser.h"
-#include "../hopper/launch.h"
 #include "../hopper/tensor_map.h"
 
 namespace gemm_host {
@@ -128,14 +128,9 @@ void with_kernel(const TileChoice& choice, bool d_is_bf16, Run run) {
 // C: the kernel's Config. `clusters` of its size, a CTA of all its roles each.
 template <class C>
 hopper::LaunchConfig launch_config(const char* name, int64_t clusters, bool programmatic, hopper::Stream stream) {
-  hopper::LaunchConfig config{};
-  config.grid = dim3(static_cast<uint32_t>(clusters) * C::kCluster);
-  config.block = dim3(C::Role::kThreads);
-  config.smem_bytes = sizeof(typename C::Shared);
+  hopper::LaunchConfig config = ::launch_config(name, static_cast<uint32_t>(clusters) * C::kCluster, C::Role::kThreads,
+                                                programmatic, stream, sizeof(typename C::Shared));
   config.cluster = C::kCluster;
-  config.programmatic = programmatic;
-  config.stream = stream;
-  config.name = name;
   return config;
 }
 

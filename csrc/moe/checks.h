@@ -1,9 +1,10 @@
-// Host checks and launches that the kernels of this folder share.
+// Host checks that the kernels of this folder share.
 #pragma once
 
 #include <limits>
 
 #include "../common/checks.h"
+#include "../common/launch_config.h"
 #include "moe.h"
 
 namespace moe {
@@ -52,18 +53,6 @@ inline uint32_t warp_blocks(const char* name, int64_t count, int threads) {
   const int64_t blocks = ceil_div(count, threads / 32);
   require(blocks <= kMaxBlocks, name, "must have fewer rows than a grid has warps", count);
   return static_cast<uint32_t>(blocks);
-}
-
-inline hopper::LaunchConfig launch_config(const char* name, uint32_t blocks, int threads, bool programmatic,
-                                          hopper::Stream stream, size_t smem_bytes = 0) {
-  hopper::LaunchConfig config{};
-  config.grid = dim3(blocks);
-  config.block = dim3(static_cast<unsigned>(threads));
-  config.smem_bytes = smem_bytes;
-  config.programmatic = programmatic;
-  config.stream = stream;
-  config.name = name;
-  return config;
 }
 
 }  // namespace moe

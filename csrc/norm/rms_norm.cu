@@ -89,8 +89,8 @@ void rms_norm(const RmsNormArguments& a, hopper::Stream stream) {
   }
   p.keep = kept > 0;
   const uint32_t blocks = quantize::checked_tiles("x", ceil_div(x.rows, int64_t{p.teams} * kRows), 1);
-  const auto config = quantize::launch_config(quantized ? "rms_norm_quantize" : "rms_norm", blocks, 32 * warps,
-                                              room + kept, a.programmatic, stream);
+  const auto config = launch_config(quantized ? "rms_norm_quantize" : "rms_norm", blocks, 32 * warps, a.programmatic, stream,
+                                    room + kept);
   if (is_bf16) {
     held ? run<bf16, true>(config, p, residual, quantized) : run<bf16, false>(config, p, residual, quantized);
   } else {

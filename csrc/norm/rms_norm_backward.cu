@@ -67,8 +67,8 @@ void rms_norm_backward(const RmsNormBackwardArguments& a, hopper::Stream stream)
     const size_t base = backward_bytes(threads);
     p.sums_in_shared = base + backward_sums(threads) <= kMaxShared;
     const size_t smem = !fast ? backward_room(kAnyThreads) : base + (p.sums_in_shared ? backward_sums(threads) : 0);
-    const auto config = quantize::launch_config("rms_norm_backward", static_cast<uint32_t>(parts),
-                                                fast ? threads : kAnyThreads, smem, programmatic, stream);
+    const auto config = launch_config("rms_norm_backward", static_cast<uint32_t>(parts), fast ? threads : kAnyThreads,
+                                      programmatic, stream, smem);
     fast     ? hopper::launch(config, rms_norm_backward_kernel, p)
     : bf16_x ? hopper::launch(config, rms_norm_backward_any_kernel<bf16>, p)
              : hopper::launch(config, rms_norm_backward_any_kernel<float>, p);
@@ -83,8 +83,8 @@ void rms_norm_backward(const RmsNormBackwardArguments& a, hopper::Stream stream)
   s.by_patches = fast;
   s.dweight = a.dweight;
   s.bf16 = a.weight.type == Type::bf16;
-  const auto config = quantize::launch_config("sum_weight_gradient", static_cast<uint32_t>(s.stride / 32), 32 * kSumLanes,
-                                              32 * kSumLanes * sizeof(double), programmatic, stream);
+  const auto config = launch_config("sum_weight_gradient", static_cast<uint32_t>(s.stride / 32), 32 * kSumLanes,
+                                    programmatic, stream, 32 * kSumLanes * sizeof(double));
   hopper::launch(config, sum_weight_gradient_kernel, s);
 }
 

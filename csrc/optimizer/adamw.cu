@@ -5,7 +5,7 @@ namespace optimizer {
 
 void adamw(const AdamwArguments& a, hopper::Stream stream) {
   check(a);
-  hopper::LaunchConfig config = config_of(a, "adamw", stream);
+  hopper::LaunchConfig config = launch_config("adamw", 0, kThreads, a.programmatic, stream);
   const auto launch = [&](int kind, const AdamwParams& p) {
     config.grid = dim3(p.table.chunks());
     with_types(kind, [&](auto grad, auto first, auto second) {

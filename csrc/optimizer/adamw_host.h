@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "../common/checks.h"
+#include "../common/launch_config.h"
 #include "adamw.cuh"
 
 namespace optimizer {
@@ -101,15 +102,6 @@ void with_types(int kind, With with) {
 inline AdamwEntry entry_of(const AdamwArguments& a, const AdamwTensor& t, int64_t index) {
   return {t.param, t.grad, t.exp_avg, t.exp_avg_sq, t.out, t.count, index, static_cast<float>(a.lr * t.weight_decay),
           t.weight_decay != 0.0};
-}
-
-inline hopper::LaunchConfig config_of(const AdamwArguments& a, const char* name, hopper::Stream stream) {
-  hopper::LaunchConfig config{};
-  config.block = dim3(kThreads);
-  config.programmatic = a.programmatic;
-  config.stream = stream;
-  config.name = name;
-  return config;
 }
 
 // Entries of each kind until a table is full, or the list ends: launch(kind, params).

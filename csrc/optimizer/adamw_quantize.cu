@@ -7,8 +7,7 @@ namespace optimizer {
 
 void adamw_quantize(const AdamwArguments& a, hopper::Stream stream) {
   adamw(a, stream);   // checks everything before its first launch
-  hopper::LaunchConfig config = config_of(a, "adamw_quantize", stream);
-  config.smem_bytes = kQuantizedSmem;
+  hopper::LaunchConfig config = launch_config("adamw_quantize", 0, kThreads, a.programmatic, stream, kQuantizedSmem);
   const auto launch = [&](int kind, QuantizedParams& p) {
     p.rule.pow2 = a.pow2;
     config.grid = dim3(p.table.chunks());

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "../common/checks.h"
+#include "../common/launch_config.h"
 
 namespace optimizer {
 namespace {
@@ -26,17 +27,6 @@ void check(const NormArguments& a) {
   }
 }
 
-hopper::LaunchConfig launch_config(const char* name, uint32_t blocks, bool programmatic, hopper::Stream stream) {
-  hopper::LaunchConfig config{};
-  config.grid = dim3(blocks);
-  config.block = dim3(kNormThreads);
-  config.smem_bytes = sizeof(NormShared);
-  config.programmatic = programmatic;
-  config.stream = stream;
-  config.name = name;
-  return config;
-}
-
 }  // namespace
 
 void clip_grad_norm(const NormArguments& a, hopper::Stream stream) {
@@ -51,7 +41,7 @@ void clip_grad_norm(const NormArguments& a, hopper::Stream stream) {
   p.first = true;
   const auto flush = [&] {
     if (p.table.count == 0) return;
-    hopper::launch(launch_config("grad_norm", blocks, programmatic, stream), grad_norm_kernel, p);
+    hopper::launch(launch_config("grad_norm", blocks, kNormThreads, programmatic, stream, sizeof(NormShared)), grad_norm_kernel, p);
     p.table.count = 0;
     p.first = false;
     programmatic = true;
@@ -65,7 +55,7 @@ void clip_grad_norm(const NormArguments& a, hopper::Stream stream) {
     p.table.add(entry, chunks_of(t));
   }
   flush();
-  hopper::launch(launch_config("clip_scale", 1, programmatic, stream), clip_scale_kernel, a.partials,
+  hopper::launch(launch_config("clip_scale", 1, kNormThreads, programmatic, stream, sizeof(NormShared)), clip_scale_kernel, a.partials,
                  static_cast<int32_t>(blocks), static_cast<float>(a.max_norm), a.norm, a.scale);
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../common/checks.h"
+#include "../common/launch_config.h"
 #include "quantize.h"
 
 namespace quantize {
@@ -55,18 +56,6 @@ inline bool vectorised(const Matrix& x, const void* q, int64_t batch = 1, int64_
   const int64_t bytes = size_of(x.type);
   return is_aligned(x.data, 16) && is_aligned(q, 16) && (x.column_stride == 1 || x.columns == 1) && x.columns % 16 == 0 &&
          (x.rows == 1 || x.row_stride * bytes % 16 == 0) && (batch == 1 || batch_stride * bytes % 16 == 0);
-}
-
-inline hopper::LaunchConfig launch_config(const char* name, uint32_t blocks, int threads, size_t smem_bytes,
-                                          bool programmatic, hopper::Stream stream) {
-  hopper::LaunchConfig config{};
-  config.grid = dim3(blocks);
-  config.block = dim3(static_cast<unsigned>(threads));
-  config.smem_bytes = smem_bytes;
-  config.programmatic = programmatic;
-  config.stream = stream;
-  config.name = name;
-  return config;
 }
 
 }  // namespace quantize

@@ -41,7 +41,7 @@ void run_rows(const DequantizeArguments& a, DequantizeParams& p, const char* nam
     require(row_blocks <= kMaxTiles / a.batch, "q", "must have fewer than 2^31 tiles, one block each", a.rows);
     p.row_blocks = static_cast<uint32_t>(row_blocks);
     const uint32_t blocks = checked_tiles("q", a.batch * row_blocks, p.column_tiles);
-    const auto config = launch_config(name, blocks, kDequantizeThreads, 0, a.programmatic, stream);
+    const auto config = launch_config(name, blocks, kDequantizeThreads, a.programmatic, stream);
     vectorised(a) ? hopper::launch(config, dequantize_rows_kernel<Out, true>, p) : hopper::launch(config, dequantize_rows_kernel<Out, false>, p);
   };
   a.out_type == Type::bf16 ? with(bf16{}) : a.out_type == Type::fp32 ? with(float{}) : with(double{});
@@ -74,7 +74,7 @@ void dequantize_128x1(const DequantizeArguments& a, int64_t padded_rows, hopper:
   p.q_stride = padded_rows;
   p.s1 = a.scale_stride;
   const uint32_t blocks = checked_tiles("q_t", ceil_div(a.rows, kTile), p.column_tiles);
-  const auto config = launch_config("dequantize_128x1", blocks, kThreads, sizeof(DequantizeShared), a.programmatic, stream);
+  const auto config = launch_config("dequantize_128x1", blocks, kThreads, a.programmatic, stream, sizeof(DequantizeShared));
   const auto with = [&](auto out) {
     using Out = decltype(out);
     vectorised(a) ? hopper::launch(config, dequantize_columns_kernel<Out, true>, p) : hopper::launch(config, dequantize_columns_kernel<Out, false>, p);

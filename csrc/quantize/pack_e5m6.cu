@@ -42,12 +42,12 @@ void pack_e5m6(const PackArguments& a, hopper::Stream stream) {
   hopper::LaunchConfig config{};
   if (a.whole_rows) {
     require(x.rows <= kMaxTiles, "x", "must have fewer than 2^31 rows, one block each", x.rows);
-    config = launch_config("pack_e5m6 rows", static_cast<uint32_t>(x.rows), kRowPackThreads, sizeof(RowPackShared),
-                           a.programmatic, stream);
+    config = launch_config("pack_e5m6 rows", static_cast<uint32_t>(x.rows), kRowPackThreads, a.programmatic, stream,
+                           sizeof(RowPackShared));
   } else {
     const uint32_t blocks = checked_tiles("x", ceil_div(x.rows, kPackRows), p.column_tiles);
-    config = launch_config("pack_e5m6 tiles", blocks, kPackThreads, kPackThreads / 32 * sizeof(PackedRows), a.programmatic,
-                           stream);
+    config = launch_config("pack_e5m6 tiles", blocks, kPackThreads, a.programmatic, stream,
+                           kPackThreads / 32 * sizeof(PackedRows));
   }
   const bool vector = vectorised(x, a.packed) && p.stride % 16 == 0;
   if (x.type == Type::bf16) vector ? run<bf16, true>(config, p, a.whole_rows) : run<bf16, false>(config, p, a.whole_rows);

@@ -58,8 +58,8 @@ void quantize_128x128(const BlocksArguments& a, hopper::Stream stream) {
   p.q = static_cast<uint8_t*>(a.q);
   p.scale = a.scale;
   p.rule.pow2 = a.pow2;
-  const auto config = launch_config("quantize_128x128", blocks_of("w", w, a.batch), kThreads, sizeof(BlockShared),
-                                    a.programmatic, stream);
+  const auto config = launch_config("quantize_128x128", blocks_of("w", w, a.batch), kThreads, a.programmatic, stream,
+                                    sizeof(BlockShared));
   const bool vector = vectorised(w, a.q, a.batch, a.batch_stride), transposed = a.q_t != nullptr;
   if (w.type == Type::bf16) {
     transposed ? run<bf16, true>(config, p, vector) : run<bf16, false>(config, p, vector);
@@ -83,8 +83,8 @@ void transpose_128x128(const TransposeArguments& a, hopper::Stream stream) {
   BlockParams p = params_of(q, a.batch_stride, a.q_t, a.scale_t);
   p.input_scale = a.scale;
   for (int i = 0; i < 3; ++i) p.input_scale_strides[i] = a.scale_strides[i];
-  const auto config = launch_config("transpose_128x128", blocks_of("q", q, a.batch), kThreads, sizeof(BlockShared),
-                                    a.programmatic, stream);
+  const auto config = launch_config("transpose_128x128", blocks_of("q", q, a.batch), kThreads, a.programmatic, stream,
+                                    sizeof(BlockShared));
   vectorised(q, nullptr, a.batch, a.batch_stride) ? hopper::launch(config, transpose_blocks_kernel<true>, p)
                                                   : hopper::launch(config, transpose_blocks_kernel<false>, p);
 }

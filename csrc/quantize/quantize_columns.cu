@@ -58,7 +58,7 @@ void quantize_128x1(const ColumnsArguments& a, hopper::Stream stream) {
   const bool grouped = a.offsets != nullptr, with_rows = a.q != nullptr;
   bool programmatic = a.programmatic;
   if (grouped) {
-    const auto config = launch_config("pad_offsets", 1, 32, 0, programmatic, stream);
+    const auto config = launch_config("pad_offsets", 1, 32, programmatic, stream);
     hopper::launch(config, pad_offsets_kernel, a.offsets, a.padded_offsets, static_cast<int32_t>(a.groups));
     programmatic = true;
   }
@@ -82,7 +82,7 @@ void quantize_128x1(const ColumnsArguments& a, hopper::Stream stream) {
   if (grouped && with_rows) row_tiles += 2 + (a.groups == 0 ? x.rows / kTile : 0);
   if (row_tiles == 0) return;
   const uint32_t blocks = checked_tiles("x", row_tiles, p.column_tiles);
-  const auto config = launch_config("quantize_128x1", blocks, kThreads, sizeof(ColumnShared), programmatic, stream);
+  const auto config = launch_config("quantize_128x1", blocks, kThreads, programmatic, stream, sizeof(ColumnShared));
   const bool vector = vectorised(x, a.q);
   if (x.type == Type::e4m3) {
     run<e4m3, false>(config, p, vector);

@@ -33,7 +33,7 @@ void quantize_1x128(const RowsArguments& a, hopper::Stream stream) {
   p.out = {static_cast<uint8_t*>(a.q), x.columns, a.scale, round_up(x.rows, 4)};
   p.rule = {a.pow2, a.official_clamp};
   const uint32_t blocks = checked_tiles("x", ceil_div(x.rows, kRowsOfBlock), ceil_div(x.columns, kTile));
-  const auto config = launch_config("quantize_1x128", blocks, kRowThreads, 0, a.programmatic, stream);
+  const auto config = launch_config("quantize_1x128", blocks, kRowThreads, a.programmatic, stream);
   const bool vector = vectorised(x, a.q);
   x.type == Type::bf16 ? run<bf16>(config, p, vector) : run<float>(config, p, vector);
 }

@@ -27,8 +27,8 @@ void unpack_e5m6(const UnpackArguments& a, hopper::Stream stream) {
   p.column_tiles = static_cast<uint32_t>(ceil_div(a.columns, kTile));
   p.out = a.out;
   const uint32_t blocks = checked_tiles("packed", ceil_div(a.rows, kUnpackRows), p.column_tiles);
-  const auto config = launch_config("unpack_e5m6", blocks, kUnpackThreads, kUnpackThreads / 32 * sizeof(UnpackTile),
-                                    a.programmatic, stream);
+  const auto config = launch_config("unpack_e5m6", blocks, kUnpackThreads, a.programmatic, stream,
+                                    kUnpackThreads / 32 * sizeof(UnpackTile));
   const bool vector = is_aligned(a.packed, 16) && p.stride % 16 == 0 && is_aligned(a.out, 16);   // 32 columns divide
   if (a.out_type == Type::bf16) {
     vector ? hopper::launch(config, unpack_e5m6_kernel<bf16, true>, p) : hopper::launch(config, unpack_e5m6_kernel<bf16, false>, p);

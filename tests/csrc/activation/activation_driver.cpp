@@ -1,9 +1,7 @@
 // A C face of SwiGLU for tests without bindings: one call on the emulator; the report, "" when all is well.
-#include <exception>
-#include <string>
 
 #include "../../../csrc/activation/activation.h"
-#include "../../../csrc/emulator/options.h"
+#include "../emulated_call.h"
 
 extern "C" {
 
@@ -21,15 +19,7 @@ struct ActivationCall {
 };
 
 const char* activation_on_emulator(const ActivationCall* call) {
-  static std::string message;
-  emulator::Options options;
-  options.seed = call->seed;
-  options.asynchrony = static_cast<emulator::Asynchrony>(call->asynchrony);
-  options.schedule = static_cast<emulator::Schedule>(call->schedule);
-  options.check = call->check != 0;
-  options.drop_kind = call->drop_kind;
-  options.drop_site = call->drop_site;
-  emulator::options() = options;
+  set_options(*call);
   const int64_t r = call->rows, c = call->inner, p = call->padded_rows, padded = (r + 3) / 4 * 4;
   const activation::Matrix gate_up{call->gate_up, activation::Type::bf16, r, 2 * c, 2 * c, 1};
   const activation::Matrix dy{call->dy, activation::Type::bf16, r, c, c, 1};
@@ -41,9 +31,7 @@ const char* activation_on_emulator(const ActivationCall* call) {
   emulator::register_buffer(call->gate_up, r * c * 4, "gate_up", false);
   emulator::register_buffer(call->dy, r * c * 2, "dy", false);
   emulator::register_buffer(call->weight, r * 4, "weight", false);
-  try {
-    // All launches of the operation, twice, each as early as its predecessor lets it.
-    emulator::begin_world(1);
+  return report_of_chain([&] {
     for (int repeat = 0; repeat < 2; ++repeat) {
       if (call->operation == 0) {
         writable(0, r * c, "q");
@@ -79,13 +67,7 @@ const char* activation_on_emulator(const ActivationCall* call) {
         activation::swiglu_backward_quantize(a, hopper::Stream{});
       }
     }
-    emulator::run_world();
-    return "";
-  } catch (const std::exception& error) {
-    emulator::abandon_world();
-    message = error.what();
-    return message.c_str();
-  }
+  });
 }
 
 }  // extern "C"

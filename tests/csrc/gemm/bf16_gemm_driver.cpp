@@ -1,9 +1,7 @@
 // A C face of bf16_gemm for tests without bindings: runs it on the emulator and returns the report, "" when all is well.
-#include <exception>
-#include <string>
 
-#include "../../../csrc/emulator/options.h"
 #include "../../../csrc/gemm/bf16_gemm.h"
+#include "../emulated_call.h"
 
 extern "C" {
 
@@ -32,15 +30,7 @@ void allow(const char* name, const void* p, int64_t matrices, int64_t matrix, in
 }  // namespace
 
 const char* bf16_gemm_on_emulator(const Call* call) {
-  static std::string message;
-  emulator::Options options;
-  options.seed = call->seed;
-  options.asynchrony = static_cast<emulator::Asynchrony>(call->asynchrony);
-  options.schedule = static_cast<emulator::Schedule>(call->schedule);
-  options.check = call->check != 0;
-  if (call->drop_kind) options.drop_kind = call->drop_kind;
-  if (call->drop_site) options.drop_site = call->drop_site;
-  emulator::options() = options;
+  set_options(*call);
   Bf16GemmArguments x;
   x.a = {call->a, call->m, call->a_row, call->a_k, call->a_matrices, call->a_matrix};
   x.b = {call->b, call->n, call->b_row, call->b_k, call->b_matrices, call->b_matrix};
@@ -62,13 +52,9 @@ const char* bf16_gemm_on_emulator(const Call* call) {
   allow("b", x.b.data, x.b.matrices, x.b.matrix_stride, x.b.rows, x.b.row_stride, x.k, x.b.k_stride, 2, false);
   allow("d", x.d, call->d_matrices, x.d_matrix_stride, x.a.rows, x.d_stride, x.b.rows, 1, call->fp32 ? 4 : 2, true);
   if (x.index) emulator::register_buffer(x.index, call->index_size * 4, "index", false);
-  try {
+  return report_of([&] {
     bf16_gemm(x, hopper::Stream{});
-    return "";
-  } catch (const std::exception& error) {
-    message = error.what();
-    return message.c_str();
-  }
+  });
 }
 
 }  // extern "C"

@@ -1,12 +1,10 @@
 // Two decoding steps back to back, each kernel launched as dependent on the one before: quantise x0, multiply, quantise x1
 // into the same codes, multiply. With `writes_weights` the first kernel quantises the weights instead, which nobody may
 // prefetch. Returns the emulator's report, "" when all is well.
-#include <exception>
-#include <string>
 
-#include "../../../csrc/emulator/options.h"
 #include "../../../csrc/gemm/fp8_decode.h"
 #include "../../../csrc/quantize/quantize.h"
+#include "../emulated_call.h"
 
 extern "C" {
 
@@ -25,16 +23,8 @@ struct Chain {
 };
 
 const char* decode_chain(const Chain* c) {
-  static std::string message;
-  emulator::Options options;
-  options.seed = c->seed;
-  options.asynchrony = static_cast<emulator::Asynchrony>(c->asynchrony);
-  options.schedule = static_cast<emulator::Schedule>(c->schedule);
-  options.check = true;
-  options.resident_clusters = 16;
-  options.drop_kind = c->drop_kind;
-  options.drop_site = c->drop_site;
-  emulator::options() = options;
+  set_options(*c);
+  emulator::options().resident_clusters = 16;
   const int64_t m = c->m, n = c->n, k = c->k, k_blocks = (k + 127) / 128, n_blocks = (n + 127) / 128;
   const auto four = [](int64_t x) { return (x + 3) / 4 * 4; };
   emulator::clear_buffers();
@@ -66,19 +56,13 @@ const char* decode_chain(const Chain* c) {
                     matrix("b", c->b, Dtype::e4m3, n, k), matrix("scale_b", c->scale_b, Dtype::f32, n_blocks, k_blocks),
                     matrix("d", d, Dtype::f32, m, n), {c->split_k, 0, c->prefetch_weights != 0});
   };
-  try {
-    emulator::begin_world(1);
+  return report_of_chain([&] {
     quantise(c->x0, m, c->a, c->scale_a);
     if (c->writes_weights) quantise(c->w, n, c->b, c->scale_w);
     multiply(c->d0);
     quantise(c->x1, m, c->a, c->scale_a);
     multiply(c->d1);
-    emulator::run_world();
-    return "";
-  } catch (const std::exception& error) {
-    message = error.what();
-    return message.c_str();
-  }
+  });
 }
 
 }  // extern "C"

@@ -1,9 +1,7 @@
 // A C face of fp8_gemm for tests without bindings: runs it on the emulator and returns the report, "" when all is well.
-#include <exception>
-#include <string>
 
-#include "../../../csrc/emulator/options.h"
 #include "../../../csrc/gemm/fp8_gemm.h"
+#include "../emulated_call.h"
 
 extern "C" {
 
@@ -19,15 +17,7 @@ struct Call {
 };
 
 const char* fp8_gemm_on_emulator(const Call* call) {
-  static std::string message;
-  emulator::Options options;
-  options.seed = call->seed;
-  options.asynchrony = static_cast<emulator::Asynchrony>(call->asynchrony);
-  options.schedule = static_cast<emulator::Schedule>(call->schedule);
-  options.check = call->check != 0;
-  if (call->drop_kind) options.drop_kind = call->drop_kind;
-  if (call->drop_site) options.drop_site = call->drop_site;
-  emulator::options() = options;
+  set_options(*call);
   Fp8GemmArguments x;
   x.a = call->a, x.b = call->b, x.scale_a = call->scale_a, x.scale_b = call->scale_b, x.d = call->d;
   x.m = call->m, x.n = call->n, x.k = call->k;
@@ -51,13 +41,9 @@ const char* fp8_gemm_on_emulator(const Call* call) {
   allow("scale_a", x.scale_a, k_blocks, x.m * 4, x.scale_a_stride * 4, false);
   allow("scale_b", x.scale_b, n_blocks, k_blocks * 4, x.scale_b_stride * 4, false);
   allow("d", x.d, x.m, x.n * size, x.d_stride * size, true);
-  try {
+  return report_of([&] {
     fp8_gemm(x, hopper::Stream{});
-    return "";
-  } catch (const std::exception& error) {
-    message = error.what();
-    return message.c_str();
-  }
+  });
 }
 
 }  // extern "C"

@@ -1,10 +1,8 @@
 // A C face of the grouped FP8 GEMMs for tests without bindings: runs them on the emulator and returns the report, "" when
 // all is well.
-#include <exception>
-#include <string>
 
-#include "../../../csrc/emulator/options.h"
 #include "../../../csrc/gemm/fp8_gemm.h"
+#include "../emulated_call.h"
 
 extern "C" {
 
@@ -72,21 +70,11 @@ extern "C" {
 
 // The calls one after the other on one stream; from the second on, A may be what the call before it wrote.
 const char* fp8_gemms_on_emulator(const GroupedCall* calls, int32_t count, const Run* run) {
-  static std::string message;
-  emulator::Options options;
-  options.seed = run->seed;
-  options.asynchrony = static_cast<emulator::Asynchrony>(run->asynchrony);
-  options.schedule = static_cast<emulator::Schedule>(run->schedule);
-  options.check = run->check != 0;
-  if (run->drop_kind && *run->drop_kind) {
-    options.drop_kind = run->drop_kind;
-    options.max_reports = 1;   // a table of groups that nobody waited for leads anywhere: stop before D does
-  }
-  if (run->drop_site) options.drop_site = run->drop_site;
-  emulator::options() = options;
+  set_options(*run);
+  // A table of groups that nobody waited for leads anywhere: stop before D does.
+  if (run->drop_kind && *run->drop_kind) emulator::options().max_reports = 1;
   emulator::clear_buffers();
-  try {
-    if (count > 1) emulator::begin_world(1);
+  const auto all = [&] {
     for (int32_t i = 0; i < count; ++i) {
       const Fp8GroupedGemmArguments x = arguments(calls[i]);
       allow(x, calls[i].kind, i == 0 || calls[i].a != calls[i - 1].d);
@@ -94,13 +82,8 @@ const char* fp8_gemms_on_emulator(const GroupedCall* calls, int32_t count, const
       if (calls[i].kind == grouped) fp8_gemm_grouped(x, hopper::Stream{});
       if (calls[i].kind == masked) fp8_gemm_masked(x, hopper::Stream{});
     }
-    if (count > 1) emulator::run_world();
-    return "";
-  } catch (const std::exception& error) {
-    if (count > 1) emulator::abandon_world();
-    message = error.what();
-    return message.c_str();
-  }
+  };
+  return count > 1 ? report_of_chain(all) : report_of(all);
 }
 
 }  // extern "C"

@@ -1,9 +1,8 @@
 // A C face of fp8_wgrad for tests without bindings: runs it on the emulator and returns the report, "" when all is well.
-#include <exception>
 #include <string>
 
-#include "../../../csrc/emulator/options.h"
 #include "../../../csrc/gemm/fp8_wgrad.h"
+#include "../emulated_call.h"
 
 extern "C" {
 
@@ -38,15 +37,7 @@ static Fp8WgradArguments arguments_of(const WgradCall* call) {
 }
 
 const char* fp8_wgrad_on_emulator(const WgradCall* call) {
-  static std::string message;
-  emulator::Options options;
-  options.seed = call->seed;
-  options.asynchrony = static_cast<emulator::Asynchrony>(call->asynchrony);
-  options.schedule = static_cast<emulator::Schedule>(call->schedule);
-  options.check = call->check != 0;
-  if (call->drop_kind) options.drop_kind = call->drop_kind;
-  if (call->drop_site) options.drop_site = call->drop_site;
-  emulator::options() = options;
+  set_options(*call);
   const Fp8WgradArguments x = arguments_of(call);
   // What the kernel may touch, to the byte: anything else is a report.
   const int64_t slices = (x.tokens + 127) / 128, size = call->fp32 ? 4 : 2;
@@ -60,13 +51,9 @@ const char* fp8_wgrad_on_emulator(const WgradCall* call) {
   allow("scale_b", x.scale_b, slices, x.n * 4, x.scale_b_stride * 4, false);
   allow("offsets", x.offsets, 1, (x.groups + 1) * 4, 0, false);
   allow("d", x.d, x.groups, ((x.m - 1) * x.d_stride + x.n) * size, x.d_group_stride * size, true);
-  try {
+  return report_of([&] {
     fp8_wgrad(x, hopper::Stream{});
-    return "";
-  } catch (const std::exception& error) {
-    message = error.what();
-    return message.c_str();
-  }
+  });
 }
 
 // "128x192/a" of the call on a machine of that many multiprocessors.

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import re
-from pathlib import Path
 
 import pytest
 import torch
-
-from tests.csrc import building
-from tests.csrc.building import ROOT
 
 from .bf16_problem import (
     BF16,
@@ -27,6 +22,7 @@ from .bf16_problem import (
     ROWS_BY_OFFSETS,
     Problem,
 )
+from .dense_library import dense_library
 
 TILES = [(256, 128), (128, 256), (128, 192), (128, 128), (64, 256), (64, 128)]
 MAJORS = ("kk", "km", "mk", "mm")  # of A and B: K or rows contiguous
@@ -36,27 +32,14 @@ by_cluster = pytest.mark.parametrize("multicast", MULTICAST)
 by_major = pytest.mark.parametrize("majors", MAJORS)
 
 
-@functools.cache
-def library(checked: bool) -> ctypes.CDLL:
-    """Emulator, kernel and the C face; the kernel with every access watched, or plain, which runs faster."""
-    host = [ROOT / "csrc/common/tile_chooser.cpp", Path(__file__).with_name("bf16_gemm_driver.cpp")]
-    kernels = [ROOT / "csrc/gemm/bf16_gemm.cu"]
-    if checked:
-        loaded = building.library("bf16_gemm_checked", host, kernels)
-    else:
-        loaded = building.library("bf16_gemm_plain", [*host, *kernels])
-    loaded.bf16_gemm_on_emulator.restype = ctypes.c_char_p
-    return loaded
-
-
 @pytest.fixture(scope="module")
 def plain() -> ctypes.CDLL:
-    return library(checked=False)
+    return dense_library("bf16_gemm", checked=False)
 
 
 @pytest.fixture(scope="module")
 def checked() -> ctypes.CDLL:
-    return library(checked=True)
+    return dense_library("bf16_gemm", checked=True)
 
 
 # Ragged on every side; more tiles than SMs; a tail of K; no K at all; odd strides and an odd base of D.

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
 from deepseek_ops import quantize as quant
 from deepseek_ops.reference.gemm import fp8_gemm as reference
-from tests.csrc import building
-from tests.csrc.building import ROOT
+
+from .dense_library import dense_library
 
 BF16, FP32 = torch.bfloat16, torch.float32
 TILES = [
@@ -60,27 +58,14 @@ class Call(ctypes.Structure):
     )
 
 
-@functools.cache
-def library(checked: bool) -> ctypes.CDLL:
-    """Emulator, kernel and the C face; the kernel with every access watched, or plain, which runs faster."""
-    host = [ROOT / "csrc/common/tile_chooser.cpp", Path(__file__).with_name("fp8_gemm_driver.cpp")]
-    kernels = [ROOT / "csrc/gemm/fp8_gemm.cu"]
-    if checked:
-        loaded = building.library("fp8_gemm_checked", host, kernels)
-    else:
-        loaded = building.library("fp8_gemm_plain", [*host, *kernels])
-    loaded.fp8_gemm_on_emulator.restype = ctypes.c_char_p
-    return loaded
-
-
 @pytest.fixture(scope="module")
 def plain() -> ctypes.CDLL:
-    return library(checked=False)
+    return dense_library("fp8_gemm", checked=False)
 
 
 @pytest.fixture(scope="module")
 def checked() -> ctypes.CDLL:
-    return library(checked=True)
+    return dense_library("fp8_gemm", checked=True)
 
 
 def padded(x: torch.Tensor, multiple: int) -> torch.Tensor:

@@ -1,9 +1,7 @@
 // A C face of the MoE kernels for tests without bindings: one operation on the emulator; the report, "" when all is well.
-#include <exception>
-#include <string>
 
-#include "../../../csrc/emulator/options.h"
 #include "../../../csrc/moe/moe.h"
+#include "../emulated_call.h"
 
 extern "C" {
 
@@ -25,16 +23,8 @@ struct MoeCall {
 };
 
 const char* moe_on_emulator(const MoeCall* call) {
-  static std::string message;
   const MoeCall& c = *call;
-  emulator::Options options;
-  options.seed = c.seed;
-  options.asynchrony = static_cast<emulator::Asynchrony>(c.asynchrony);
-  options.schedule = static_cast<emulator::Schedule>(c.schedule);
-  options.check = true;
-  options.drop_kind = c.drop_kind;
-  options.drop_site = c.drop_site;
-  emulator::options() = options;
+  set_options(c);
   emulator::clear_buffers();
   const int64_t rows = c.tokens * c.top_k, tiles = (c.columns + 127) / 128, padded = (c.tokens + 3) / 4 * 4;
   const auto given = [](const void* p, int64_t bytes, const char* name) { emulator::register_buffer(p, bytes, name, false); };
@@ -50,8 +40,7 @@ const char* moe_on_emulator(const MoeCall* call) {
   const auto longs = [&](int i) { return static_cast<int64_t*>(c.out[i]); };
   const auto ints = [&](int i) { return static_cast<int32_t*>(c.out[i]); };
   const hopper::Stream stream{};
-  try {
-    emulator::begin_world(1);   // all launches of the operation, each as early as its predecessor lets it
+  return report_of_chain([&] {
     if (c.operation == 0) {
       moe::RouteArguments a;
       a.logits = {c.logits, c.experts, 1}, a.bias = c.bias;
@@ -94,13 +83,7 @@ const char* moe_on_emulator(const MoeCall* call) {
       b.dy = c.out[2], b.dweights = floats(3), b.row_of_slot = ints(4);
       moe::unpermute_backward(b, stream);
     }
-    emulator::run_world();
-    return "";
-  } catch (const std::exception& error) {
-    emulator::abandon_world();
-    message = error.what();
-    return message.c_str();
-  }
+  });
 }
 
 }  // extern "C"

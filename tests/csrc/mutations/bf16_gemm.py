@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from tests.csrc.gemm.bf16_problem import K_BY_OFFSETS
 from tests.csrc.gemm.bf16_problem import Problem as Bf16Problem
-from tests.csrc.gemm.test_bf16_gemm import library
+from tests.csrc.gemm.dense_library import dense_library
 from tests.csrc.mutation import Kernel, Site, sites
 
 
 def kernels() -> list[Kernel]:
     """Both majors of both operands, a cluster, and groups of K whose last slice is cleared."""
-    driver = library(checked=True)
+    driver = dense_library("bf16_gemm", checked=True)
 
     def kernel(name: str, tile, multicast: str, **case) -> Kernel:
         def run(seed: int, asynchrony: int, schedule: int, drop: Site) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from tests.csrc.gemm.test_fp8_gemm import BF16, FP32, Problem, library
+from tests.csrc.gemm.dense_library import dense_library
+from tests.csrc.gemm.test_fp8_gemm import BF16, FP32, Problem
 from tests.csrc.mutation import Kernel, Site, sites
 
 
 def kernels() -> list[Kernel]:
     """Several tiles of one block and of a cluster; accumulation, so that D is read as well as written."""
-    driver = library(checked=True)
+    driver = dense_library("fp8_gemm", checked=True)
 
     def kernel(name: str, shape: tuple[int, int, int], dtype, accumulate, tile, multicast) -> Kernel:
         def run(seed: int, asynchrony: int, schedule: int, drop: Site) -> str:

@@ -1,9 +1,7 @@
 // A C face of RMSNorm for tests without bindings: one call on the emulator; the report, "" when all is well.
-#include <exception>
-#include <string>
 
-#include "../../../csrc/emulator/options.h"
 #include "../../../csrc/norm/norm.h"
+#include "../emulated_call.h"
 
 extern "C" {
 
@@ -19,24 +17,14 @@ struct NormCall {
 };
 
 const char* norm_on_emulator(const NormCall* call) {
-  static std::string message;
-  emulator::Options options;
-  options.seed = call->seed;
-  options.asynchrony = static_cast<emulator::Asynchrony>(call->asynchrony);
-  options.schedule = static_cast<emulator::Schedule>(call->schedule);
-  options.check = call->check != 0;
-  options.drop_kind = call->drop_kind;
-  options.drop_site = call->drop_site;
-  emulator::options() = options;
+  set_options(*call);
   const int64_t r = call->rows, c = call->columns;
   const auto matrix = [&](const void* data) { return norms::Matrix{data, norms::Type::bf16, r, c, c, 1}; };
   emulator::clear_buffers();
   emulator::register_buffer(call->x, r * c * 2, "x", false);
   emulator::register_buffer(call->other, r * c * 2, "other", false);
   emulator::register_buffer(call->weight, c * 4, "weight", false);
-  try {
-    // All launches of the operation, twice, each as early as its predecessor lets it.
-    emulator::begin_world(1);
+  return report_of_chain([&] {
     for (int repeat = 0; repeat < 2; ++repeat) {
       if (call->operation == 0) {
         emulator::register_buffer(call->out[0], r * c, "q", true);
@@ -65,13 +53,7 @@ const char* norm_on_emulator(const NormCall* call) {
         norms::rms_norm_backward(a, hopper::Stream{});
       }
     }
-    emulator::run_world();
-    return "";
-  } catch (const std::exception& error) {
-    emulator::abandon_world();
-    message = error.what();
-    return message.c_str();
-  }
+  });
 }
 
 }  // extern "C"

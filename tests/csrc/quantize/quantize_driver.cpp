@@ -1,9 +1,7 @@
 // A C face of the quantisers for tests without bindings: one call on the emulator; the report, "" when all is well.
-#include <exception>
-#include <string>
 
-#include "../../../csrc/emulator/options.h"
 #include "../../../csrc/quantize/quantize.h"
+#include "../emulated_call.h"
 
 extern "C" {
 
@@ -19,15 +17,7 @@ struct QuantizeCall {
 };
 
 const char* quantize_on_emulator(const QuantizeCall* call) {
-  static std::string message;
-  emulator::Options options;
-  options.seed = call->seed;
-  options.asynchrony = static_cast<emulator::Asynchrony>(call->asynchrony);
-  options.schedule = static_cast<emulator::Schedule>(call->schedule);
-  options.check = call->check != 0;
-  options.drop_kind = call->drop_kind;
-  options.drop_site = call->drop_site;
-  emulator::options() = options;
+  set_options(*call);
   const int64_t r = call->rows, c = call->columns, groups_r = (r + 127) / 128, groups_c = (c + 127) / 128;
   const quantize::Matrix x{call->x, quantize::Type::bf16, r, c, c, 1};
   const bool blocks = call->operation == 2;
@@ -40,7 +30,7 @@ const char* quantize_on_emulator(const QuantizeCall* call) {
     emulator::register_buffer(call->q_t, c * (blocks ? r : groups_r * 128), "q_t", true);
     emulator::register_buffer(call->scale_t, 4 * (blocks ? groups_r * groups_c : groups_r * padded(c)), "scale_t", true);
   }
-  try {
+  return report_of([&] {
     if (call->operation == 0) {
       quantize::RowsArguments a;
       a.x = x, a.q = call->q, a.scale = call->scale;
@@ -55,11 +45,7 @@ const char* quantize_on_emulator(const QuantizeCall* call) {
       a.w = x, a.q = call->q, a.scale = call->scale, a.q_t = call->q_t, a.scale_t = call->scale_t;
       quantize::quantize_128x128(a, hopper::Stream{});
     }
-    return "";
-  } catch (const std::exception& error) {
-    message = error.what();
-    return message.c_str();
-  }
+  });
 }
 
 }  // extern "C"
