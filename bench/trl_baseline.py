@@ -128,13 +128,13 @@ def main(argv: list[str] | None = None) -> int:
     arguments.add_argument("--only", nargs="+", choices=("sft", "grpo"), default=["sft", "grpo"])
     arguments.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     arguments.add_argument("--answer", type=int, nargs="+", default=[6, 48], help="longest answers of GRPO")
-    arguments.add_argument("--steps", type=int, default=16, help="of each case, the first to warm up")
-    arguments.add_argument("--quick", action="store_true", help="fp32, short answers, 11 steps")
+    arguments.add_argument("--steps", type=int, default=16, help="of each case, the first 2 to warm up")
+    arguments.add_argument("--quick", action="store_true", help="fp32, short answers, 12 steps")
     arguments.add_argument("--threads", type=int, default=1)
     arguments.add_argument("--json", type=Path, help="also write the result here")
     options = arguments.parse_intermixed_args(argv)
     if options.quick:
-        options.precision, options.answer, options.steps = ["fp32"], options.answer[:1], 11
+        options.precision, options.answer, options.steps = ["fp32"], options.answer[:1], 12
     try:
         config = parse_overrides(get_config(options.name), options.overrides)
         need_trl()

@@ -105,6 +105,8 @@ def grpo_formula(start: Start) -> dict[str, float]:
     outputs = sample_groups(
         ours.model, ours.prompts, c.group, c.max_new_tokens, eos=tokenizer.eos_id, temperature=c.temperature
     )
+    # An untrained model hardly ever ends: cut, so that means over outputs and over tokens differ.
+    outputs = [_cut(output, 1 + i % c.max_new_tokens) for i, output in enumerate(outputs)]
     generator = torch.Generator().manual_seed(0)
     rewards = torch.randint(0, 2, (c.prompts, c.group), generator=generator).double()
     advantage = advantages(rewards)[0].flatten()
@@ -137,6 +139,17 @@ def grpo_formula(start: Start) -> dict[str, float]:
         "gradient_gap": gap / largest,
         "clip_fraction": float(result.clipped) / result.count,
     }
+
+
+def _cut(output: Rollout, count: int) -> Rollout:
+    """The first `count` tokens of an output, or all if it has fewer."""
+    tokens = output.tokens[:count]
+    return replace(
+        output,
+        tokens=tokens,
+        logprobs=output.logprobs[:count],
+        routes=output.routes[:, : len(output.prompt) + len(tokens) - 1],
+    )
 
 
 def trl_inputs(

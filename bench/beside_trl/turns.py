@@ -41,8 +41,11 @@ def need_trl() -> None:
         raise UserError(f"trl: must be installed ({INSTALL}); got {error}") from None
 
 
+WARM_UP = 2  # steps: memory of the allocator's and of the optimizer is touched for the first time
+
+
 class Turns:
-    """Times, losses and rates of both sides, step by step. The first step of each warms up and is not reported."""
+    """Times, losses and rates of both sides, step by step. The first `WARM_UP` steps are not in the speed."""
 
     def __init__(self, threads: int) -> None:
         self.clock = time.process_time if threads == 1 else time.perf_counter
@@ -91,7 +94,7 @@ class Turns:
     def summary(self) -> dict[str, Any]:
         """Tokens per second, medians of the turns, and how many times trl's ours are in each turn."""
         rate = {
-            name: [n / t for n, t in zip(self.tokens[name], times, strict=True)][1:]
+            name: [n / t for n, t in zip(self.tokens[name], times, strict=True)][WARM_UP:]
             for name, times in self.times.items()
         }
         ratios = [a / b for a, b in zip(rate["ours"], rate["trl"], strict=True)]

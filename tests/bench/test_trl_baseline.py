@@ -117,10 +117,10 @@ def test_what_one_side_lacks_is_off() -> None:
 # ---- counting --------------------------------------------------------------------------------------------------------
 
 
-def test_rates_leave_the_first_turn_out() -> None:
+def test_rates_leave_the_first_turns_out() -> None:
     turns = Turns(1)
-    turns.times = {"ours": [9.0, 1.0, 2.0, 4.0], "trl": [0.1, 2.0, 8.0, 4.0]}
-    turns.tokens = {"ours": [100] * 4, "trl": [100, 100, 80, 100]}
+    turns.times = {"ours": [9.0, 9.0, 1.0, 2.0, 4.0], "trl": [0.1, 0.1, 2.0, 8.0, 4.0]}
+    turns.tokens = {"ours": [100] * 5, "trl": [100, 100, 100, 80, 100]}
     summary = turns.summary()
     assert (summary["ours_tokens_per_s"], summary["trl_tokens_per_s"]) == (50.0, 25.0)
     assert summary["ratios"] == [
@@ -192,7 +192,7 @@ def test_both_sides_agree(tmp_path: Path) -> None:
     ]
     for form in ("packed", "padded"):
         losses = cases[f"sft fp32, {form}"]["losses"]
-        assert len(losses["ours"]) == len(losses["trl"]) == 4 and cases[f"sft fp32, {form}"]["turns"] == 3
+        assert len(losses["ours"]) == len(losses["trl"]) == 4 and cases[f"sft fp32, {form}"]["turns"] == 2
         assert max(abs(a - b) for a, b in zip(losses["ours"], losses["trl"], strict=True)) < 1e-4
     formula = cases["grpo, same outputs"]
     assert formula["loss_gap"] < 1e-4 and formula["gradient_gap"] < 1e-4 and 0 < formula["clip_fraction"] < 1
