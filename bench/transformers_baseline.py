@@ -20,7 +20,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,15 +46,24 @@ def build(config: ModelConfig) -> tuple[Transformer, Any]:
     theirs.to(ours.embed.weight.dtype)
     state = to_hf_state_dict(ours)
     with torch.no_grad():
-        for name, tensor in theirs.state_dict().items():
-            base, _, last = name.rpartition(".")
-            if last in ("gate_up_proj", "down_proj"):  # transformers fuses the experts in memory
-                for e in range(config.num_experts):
-                    parts = ("gate_proj", "up_proj") if last == "gate_up_proj" else ("down_proj",)
-                    tensor[e].copy_(torch.cat([state[f"{base}.{e}.{part}.weight"] for part in parts]))
-            else:
-                tensor.copy_(state[name])
+        for name, view in hf_views_of(theirs.state_dict()).items():
+            view.copy_(state[name])
     return ours, theirs
+
+
+def hf_views_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of transformers' model by their names in a checkpoint, without a copy: in memory it fuses the experts."""
+    views = {}
+    for name, tensor in tensors.items():
+        base, _, last = name.rpartition(".")
+        if last not in ("gate_up_proj", "down_proj"):
+            views[name] = tensor
+            continue
+        parts = ("gate_proj", "up_proj") if last == "gate_up_proj" else ("down_proj",)
+        for e, expert in enumerate(tensor):
+            for part, view in zip(parts, expert.chunk(len(parts)), strict=True):
+                views[f"{base}.{e}.{part}.weight"] = view
+    return views
 
 
 def training(ours: Transformer, theirs: Any, tokens: torch.Tensor) -> dict[str, Callable[[], torch.Tensor]]:
