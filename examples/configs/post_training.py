@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from examples.configs.schedules import BALANCE_ALPHA, AdamWSettings, SftSchedule
+from examples.configs.schedules import BALANCE_ALPHA, AdamWSettings, SftSchedule, cosine
 from examples.errors import UserError
 
 # In post-training the routing bias stands still, as in the last 500B tokens of pre-training (section 4.2); some RL
@@ -66,7 +66,7 @@ class GrpoConfig:
 
     start: the stage whose weights are the first policy and the reference. steps: rollout batches. prompts: questions a step;
     group: G, outputs of each. updates: passes over a rollout batch; minibatches: optimizer steps in each pass.
-    learning_rate: constant. clip_low, clip_high: the ratio stays in [1 - low, 1 + high]. beta: of the KL term.
+    learning_rate: reached after `warmup` steps; from there a half cosine leads to `final_rate` (none: constant). clip_low, clip_high: the ratio stays in [1 - low, 1 + high]. beta: of the KL term.
     normalization: how token terms become a loss, see `examples.train.grpo.NORMALIZATIONS`. reference_every: steps after which
     the policy becomes the reference, 0: never. temperature, max_new_tokens: of the rollout. replay: train with the experts that
     the rollout chose. eval_prompts: held-out problems for greedy accuracy.
@@ -79,6 +79,8 @@ class GrpoConfig:
     updates: int = 1
     minibatches: int = 1
     learning_rate: float = 1e-6
+    final_rate: float | None = None
+    warmup: int = 0
     optimizer: AdamWSettings = field(default_factory=AdamWSettings)
     clip_low: float = 0.2
     clip_high: float = 0.2
@@ -97,7 +99,7 @@ class GrpoConfig:
     def __post_init__(self) -> None:
         _at_least("grpo", self, 1, "steps prompts updates minibatches max_new_tokens eval_prompts")
         _at_least("grpo", self, 2, "group")
-        _at_least("grpo", self, 0, "micro_batch eval_every checkpoint_every reference_every beta seed")
+        _at_least("grpo", self, 0, "warmup micro_batch eval_every checkpoint_every reference_every beta seed")
         for name in ("learning_rate", "temperature", "clip_low", "clip_high"):
             if getattr(self, name) <= 0:
                 raise UserError(f"grpo.{name}: must be positive; got {getattr(self, name)}")
@@ -105,6 +107,15 @@ class GrpoConfig:
             raise UserError(
                 f"grpo.minibatches: must divide grpo.prompts = {self.prompts}; got {self.minibatches}"
             )
+
+    def rate(self, step: int) -> float:
+        """The learning rate of step `step` (from 0)."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / (self.warmup + 1)
+        if self.final_rate is None:
+            return self.learning_rate
+        done = (step - self.warmup) / max(1, self.steps - 1 - self.warmup)
+        return cosine(self.learning_rate, self.final_rate, done)
 
 
 # Section 5.1 describes a system prompt that leads the expert to reflect and to verify; its text is unpublished.

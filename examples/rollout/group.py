@@ -1,6 +1,6 @@
 """Groups of sampled outputs for reinforcement learning, with what their training needs: log-probabilities and experts.
 
-All outputs of all prompts are one batch on the latent cache; a row that has ended leaves it. The draws are a function of
+Prompts are read once; then all outputs of all prompts are one batch on the latent cache, and a row that has ended leaves it. The draws are a function of
 (weights, prompts, seed).
 """
 
@@ -47,25 +47,31 @@ def sample_groups(
     if temperature <= 0 or group < 1:
         raise UserError(f"temperature, group: must be above 0 and at least 1; got {temperature}, {group}")
     rows = [list(prompt) for prompt in prompts for _ in range(group)]
-    tokens, lengths = pad_prompts(model, rows, max_new_tokens)
+    tokens, lengths = pad_prompts(model, prompts, max_new_tokens)
     device, was_training = tokens.device, model.training
     model.eval()
     longest = tokens.shape[1]
     generator = torch.Generator(device).manual_seed(seed)
-    cache = model.new_cache(len(rows), longest + max_new_tokens, drafts=False)
+    cache = model.new_cache(len(prompts), longest + max_new_tokens, drafts=False)
     layers, k = len(main_routers(model)), model.config.top_k
-    routes = torch.full((layers, len(rows), longest + max_new_tokens, k), FREE, dtype=torch.int16)
+    routes = torch.full((layers, len(prompts), longest + max_new_tokens, k), FREE, dtype=torch.int16)
     new = torch.zeros(len(rows), max_new_tokens, dtype=torch.int64, device=device)
     logprobs = torch.zeros(len(rows), max_new_tokens, device=device)
     count = torch.zeros(len(rows), dtype=torch.int64, device=device)
     running = torch.arange(len(rows), device=device)
     with recording(model) as taken:
-        output = model.prefill(tokens, cache, lengths)
+        logits = model.prefill(tokens, cache, lengths).logits[:, -1]
         fed = (torch.arange(longest, device=device) < lengths[:, None]).nonzero(as_tuple=True)
+        note(routes, taken, fed)
+        # A prompt is read once; from here on each of its outputs goes its own way.
+        cache, logits, routes = (
+            cache.repeat(group),
+            logits.repeat_interleave(group, 0),
+            routes.repeat_interleave(group, 1),
+        )
+        lengths = lengths.repeat_interleave(group)
         for step in range(max_new_tokens):
-            for layer, passes in enumerate(taken):
-                routes[layer, fed[0].cpu(), fed[1].cpu()] = passes.pop().short().cpu()
-            scores = torch.log_softmax(output.logits[:, -1] / temperature, -1)
+            scores = torch.log_softmax(logits / temperature, -1)
             chosen = torch.multinomial(scores.exp(), 1, generator=generator)
             new[running, step] = chosen[:, 0]
             logprobs[running, step] = scores.gather(1, chosen)[:, 0]
@@ -77,7 +83,8 @@ def sample_groups(
                 cache.keep(going)
                 running, chosen = running[going], chosen[going]
             fed = (running, lengths[running] + step)
-            output = model.decode_step(chosen, cache)
+            logits = model.decode_step(chosen, cache).logits[:, -1]
+            note(routes, taken, fed)
     model.train(was_training)
     outputs = []
     for row, (prompt, n) in enumerate(zip(rows, count.tolist(), strict=True)):
@@ -92,3 +99,12 @@ def sample_groups(
             )
         )
     return outputs
+
+
+def note(
+    routes: torch.Tensor, taken: Sequence[list[torch.Tensor]], fed: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    """Move what one pass was recorded to choose into `routes`, for the (rows, positions) that it was fed."""
+    row, position = (index.cpu() for index in fed)
+    for layer, passes in enumerate(taken):
+        routes[layer, row, position] = passes.pop().short().cpu()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,28 +21,30 @@ from typing import Any
 import numpy as np
 import torch
 
-from deepseek_ops.loss import linear_cross_entropy
 from examples.configs import RunConfig, to_dict
-from examples.data.chat import ChatSample, chat, encode_prompt
-from examples.data.chat_pack import fill_rows, pack_rows
+from examples.data.chat import chat, encode_prompt
 from examples.data.chat_sources import Problem, sums
-from examples.data.pack import Batch
 from examples.data.tokenizer import Tokenizer
 from examples.errors import UserError
-from examples.model.transformer import IGNORED, Transformer
+from examples.model.transformer import Transformer
 from examples.rollout.generate import generate
 from examples.rollout.group import Rollout, sample_groups
-from examples.rollout.replay import FREE, main_routers, replaying
 from examples.stages.stage import Context
 from examples.stages.tokenize import tokenizer_path
-from examples.train.grpo import PolicyLoss, advantages, normalization, policy_loss, token_weights
+from examples.train.grpo import advantages, normalization, policy_loss, token_weights
 from examples.train.loop import check_tokenizer
+from examples.train.outputs import (
+    PackedOutputs,
+    merge_equal,
+    pack_outputs,
+    token_logprobs,
+    token_logprobs_and_entropy,
+)
 from examples.train.runner import PostTrainer, Weights, start_weights
 
 Reward = Callable[[str, str, dict[str, Any]], float]
 POOL = 4096  # training problems, drawn from with replacement between steps
 MOMENTS = {"bf16": torch.bfloat16, "fp32": torch.float32}
-ENTROPY_ROWS = 1024  # logits [this, V] exist at once
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,16 @@ def run(context: Context) -> dict[str, Any]:
         "after": last,
         "gain": last["accuracy"] - first["accuracy"],
     }
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """What the loss needs of all outputs of a step, [N]: advantage, weight of each term, and how many equal outputs each stands
+    for (0: another stands for it)."""
+
+    advantage: torch.Tensor
+    weight: torch.Tensor
+    copies: torch.Tensor
 
 
 class GrpoTrainer(PostTrainer):
@@ -166,7 +179,7 @@ class GrpoTrainer(PostTrainer):
             "length": sum(len(o.tokens) for o in outputs) / len(outputs),
             "ended": sum(o.ended for o in outputs) / len(outputs),
             **metrics,
-            "lr": c.learning_rate,
+            "lr": c.rate(self.step - 1),
             "rollout_seconds": sampled,
             "tokens_per_second": tokens / (time.perf_counter() - begin),
         }
@@ -188,65 +201,56 @@ class GrpoTrainer(PostTrainer):
         self.model.train()
         device = self.model.embed.weight.device
         size = c.prompts // c.minibatches * c.group
-        parts = [range(i, i + size) for i in range(0, len(outputs), size)]
-        packed = [
-            [
-                p.to(device)
-                for p in pack_outputs(outputs, part, self.row, self.tokenizer.pad_id, c.micro_batch)
-            ]
-            for part in parts
-        ]
+        lengths = torch.tensor([len(output.tokens) for output in outputs])
+        gains, packed = advantage.tolist(), []
+        weight = torch.zeros(len(outputs), dtype=torch.float64)
+        copies = torch.zeros(len(outputs), dtype=torch.int64)
+        for start in range(0, len(outputs), size):
+            part = slice(start, start + size)
+            weight[part] = token_weights(lengths[part], self.kind, c.max_new_tokens)
+            which, count = merge_equal(outputs, range(len(outputs))[part], gains)
+            copies[which] = torch.tensor(count)
+            packs = pack_outputs(outputs, which, self.row, self.tokenizer.pad_id, c.micro_batch)
+            packed.append([pack.to(device) for pack in packs])
+        batch = StepBatch(advantage.to(device), weight.to(device), copies.to(device))
         with torch.no_grad():
-            for pack in (p for group in packed for p in group):
-                if len(parts) * c.updates > 1:  # else the policy is still the one that sampled
+            for pack in (p for part in packed for p in part):
+                if len(packed) * c.updates > 1:  # else the policy is still the one that sampled
                     pack.old = token_logprobs(self.model, pack, c.temperature, replay=c.replay)
                 if self.reference is not None:
                     pack.reference = token_logprobs(self.reference, pack, c.temperature, replay=False)
-        total: dict[str, float] = dict.fromkeys(
-            ("kl", "clipped", "terms", "entropy", "tokens", "rollout_gap"), 0.0
-        )
+        total: Counter[str] = Counter()
         norms = []
         for update in range(c.updates):
-            for part, group in zip(parts, packed, strict=True):
-                lengths = torch.zeros(len(outputs), dtype=torch.int64)
-                lengths[part.start : part.stop] = torch.tensor([len(outputs[i].tokens) for i in part])
-                weight = torch.zeros(len(outputs), dtype=torch.float64)
-                weight[part.start : part.stop] = token_weights(
-                    lengths[part.start : part.stop], self.kind, c.max_new_tokens
-                )
-                for pack in group:
-                    result, gap, entropy = self.backward(pack, advantage.to(device), weight.to(device))
-                    count = len(pack.output)
-                    total["kl"] += float(result.kl)
-                    total["clipped"] += float(result.clipped)
-                    total["terms"] += result.count
-                    total["entropy"] += entropy
-                    total["tokens"] += count
-                    total["rollout_gap"] += gap * (update == 0)
-                norms.append(self.update(c.learning_rate, 0.0))
+            for part in packed:
+                for pack in part:
+                    total.update(self.backward(pack, batch, first=update == 0))
+                norms.append(self.update(c.rate(self.step), 0.0))
         return {
             "kl": total["kl"] / total["terms"],
             "clip_fraction": total["clipped"] / total["terms"],
             "entropy": total["entropy"] / total["tokens"],
             "rollout_gap": total["rollout_gap"] * c.updates / total["tokens"],
+            "different": float((copies > 0).double().mean()),
             "grad_norm": max(norms),
         }
 
-    def backward(
-        self, pack: PackedOutputs, advantage: torch.Tensor, weight: torch.Tensor
-    ) -> tuple[PolicyLoss, float, float]:
-        """Gradients of some outputs; (loss, sum of |trainer's - sampler's log-probability|, sum of entropies)."""
+    def backward(self, pack: PackedOutputs, batch: StepBatch, *, first: bool) -> dict[str, float]:
+        """Adds the gradients of some outputs; returns sums over their terms and tokens, each as often as it was drawn.
+
+        first: whether it is the first pass over them, in which the policy is still near the sampler.
+        """
         c = self.settings
-        entropy = torch.zeros((), device=pack.output.device)
-        logprob = token_logprobs(self.model, pack, c.temperature, replay=c.replay, entropy=entropy)
+        logprob, entropy = token_logprobs_and_entropy(self.model, pack, c.temperature, replay=c.replay)
         old = logprob.detach() if pack.old is None else pack.old
         result = policy_loss(
             logprob,
             old,
             pack.reference,
             pack.output,
-            advantage,
-            weight,
+            batch.advantage,
+            batch.weight,
+            copies=batch.copies,
             clip_low=c.clip_low,
             clip_high=c.clip_high,
             beta=c.beta,
@@ -254,7 +258,15 @@ class GrpoTrainer(PostTrainer):
         )
         result.loss.backward()
         self.optimizer.accumulate()
-        return result, float((old - pack.sampled).abs().sum()), float(entropy)
+        times = batch.copies[pack.output]
+        return {
+            "kl": float(result.kl),
+            "clipped": float(result.clipped),
+            "terms": result.count,
+            "entropy": float((times * entropy).sum()),
+            "tokens": int(times.sum()),
+            "rollout_gap": float((times * (old - pack.sampled).abs()).sum()) if first else 0.0,
+        }
 
     def evaluate(self) -> dict[str, Any]:
         """Greedy accuracy on the held-out problems."""
@@ -285,84 +297,3 @@ def greedy_accuracy(
 
 def _grouped(outputs: Sequence[Rollout], size: int) -> list[Sequence[Rollout]]:
     return [outputs[i : i + size] for i in range(0, len(outputs), size)]
-
-
-# --- packed outputs ------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class PackedOutputs:
-    """Some rollouts side by side in rows, mutually invisible.
-
-    output: int64 [T], of every output token in the order of `batch`'s labels, which rollout of the step it belongs to. sampled: fp32
-    [T], the sampler's log-probabilities. routes: int16 [layers, B * S, k]. old, reference: fp32 [T] when they are known.
-    """
-
-    batch: Batch
-    output: torch.Tensor
-    sampled: torch.Tensor
-    routes: torch.Tensor
-    old: torch.Tensor | None = None
-    reference: torch.Tensor | None = None
-
-    def to(self, device: torch.device | str) -> PackedOutputs:
-        """The same on another device."""
-        moved = [t.to(device) for t in (self.output, self.sampled, self.routes)]
-        return PackedOutputs(self.batch.to(device), *moved)
-
-
-def pack_outputs(
-    outputs: Sequence[Rollout], which: Sequence[int], row: int, pad: int, micro_batch: int = 0
-) -> list[PackedOutputs]:
-    """The rollouts `which` in rows of `row` fed tokens, `micro_batch` rows at a time (0: all at once)."""
-    samples = [
-        ChatSample(
-            [*outputs[i].prompt, *outputs[i].tokens],
-            [False] * len(outputs[i].prompt) + [True] * len(outputs[i].tokens),
-        )
-        for i in which
-    ]
-    rows = fill_rows([len(sample) for sample in samples], row + 1)
-    size = micro_batch or len(rows)
-    packs = []
-    for start in range(0, len(rows), size):
-        some = rows[start : start + size]
-        layers, _, k = outputs[which[0]].routes.shape
-        routes = torch.full((layers, len(some), row, k), FREE, dtype=torch.int16)
-        for r, indices in enumerate(some):
-            at = 0
-            for index in indices:
-                taken = outputs[which[index]].routes
-                routes[:, r, at : at + taken.shape[1]] = taken
-                at += len(samples[index])
-        order = [which[index] for indices in some for index in indices]
-        owner = torch.tensor([i for i in order for _ in outputs[i].tokens])
-        sampled = torch.cat([outputs[i].logprobs for i in order])
-        packs.append(PackedOutputs(pack_rows(samples, some, row, pad), owner, sampled, routes.flatten(1, 2)))
-    return packs
-
-
-def token_logprobs(
-    model: Transformer,
-    pack: PackedOutputs,
-    temperature: float,
-    *,
-    replay: bool,
-    entropy: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Log-probability [T] of every output token, differentiable; adds the entropies of their distributions to `entropy`."""
-    batch = pack.batch
-    with replaying(model, pack.routes if replay and main_routers(model) else None):
-        hidden = model(batch.inputs, batch.positions, batch.cu_seqlens).flatten(0, 1)
-    mask = batch.loss_mask.flatten()
-    hidden = hidden[mask]
-    if temperature != 1:
-        hidden = hidden / temperature
-    labels = batch.labels.flatten()[mask]
-    assert not bool((labels == IGNORED).any())
-    if entropy is not None:
-        with torch.no_grad():
-            for part in hidden.split(ENTROPY_ROWS):
-                scores = torch.log_softmax(model.head(part).float(), -1)
-                entropy -= (scores.exp() * scores).sum()
-    return -linear_cross_entropy(hidden, model.head.weight, labels, reduction="none")
