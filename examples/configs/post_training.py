@@ -13,11 +13,15 @@ from typing import Literal
 
 from examples.configs.schedules import BALANCE_ALPHA, AdamWSettings, SftSchedule, cosine
 from examples.errors import UserError
+from examples.rewards.style import StyleLimits
 
 # In post-training the routing bias stands still, as in the last 500B tokens of pre-training (section 4.2); some RL
 # frameworks leave it at 0.001, which changes the policy between two updates of its weights.
 FROZEN_BIAS = 0.0
 LAST_MTP_WEIGHT = 0.1  # section 4.2, the last 4.8T tokens; the report says nothing about MTP in fine-tuning
+
+# Section 5.1 describes a system prompt that leads the expert to reflect and to verify; its text is unpublished.
+REFLECTION = "Think step by step and check your result."
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,8 @@ class SftConfig:
     mtp_weight: float = LAST_MTP_WEIGHT
     bias_speed: float = FROZEN_BIAS
     balance_alpha: float = BALANCE_ALPHA
-    sources: tuple[str, ...] = ("sums", "worked", "translation", "dialogue")
-    counts: tuple[int, ...] = (2000, 2000, 10000, 10000)
+    sources: tuple[str, ...] = ("sums", "steps", "worked", "translation", "dialogue")
+    counts: tuple[int, ...] = (2000, 2000, 2000, 10000, 10000)
     user: tuple[str, ...] = ()
     held_out_every: int = 20
     eval_every: int = 100
@@ -64,7 +68,10 @@ class SftConfig:
 class GrpoConfig:
     """Group Relative Policy Optimization (section 5.2.2, equations 26-28); numbers unpublished, see the module.
 
-    start: the stage whose weights are the first policy and the reference. steps: rollout batches. prompts: questions a step;
+    task: what is solved, a name of `examples.stages.tasks.TASKS`; problems: the user's instead, JSONL files with question and answer,
+    judged by the maths rule. rules, rule_weights: what the reward adds to being right (`examples.stages.tasks.FORMS`), and how
+    much of each; judge: weight of the model-based reward. gate: a wrong answer is worth nothing, whatever its form.
+    longest_words: what the rule `length` allows. start: the stage whose weights are the first policy and the reference. steps: rollout batches. prompts: questions a step;
     group: G, outputs of each. updates: passes over a rollout batch; minibatches: optimizer steps in each pass.
     learning_rate: reached after `warmup` steps; from there a half cosine leads to `final_rate` (none: constant). clip_low, clip_high: the ratio stays in [1 - low, 1 + high]. beta: of the KL term.
     normalization: how token terms become a loss, see `examples.train.grpo.NORMALIZATIONS`. reference_every: steps after which
@@ -72,6 +79,13 @@ class GrpoConfig:
     the rollout chose. eval_prompts: held-out problems for greedy accuracy.
     """
 
+    task: str = "sums"
+    problems: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
+    rule_weights: tuple[float, ...] = ()
+    judge: float = 0.0
+    gate: bool = True
+    longest_words: int = 500
     start: str = "sft"
     steps: int = 500
     prompts: int = 16
@@ -99,6 +113,11 @@ class GrpoConfig:
     def __post_init__(self) -> None:
         _at_least("grpo", self, 1, "steps prompts updates minibatches max_new_tokens eval_prompts")
         _at_least("grpo", self, 2, "group")
+        _at_least("grpo", self, 0, "judge longest_words")
+        if len(self.rules) != len(self.rule_weights):
+            raise UserError(
+                f"grpo.rule_weights: must be one for each of {len(self.rules)} rules; got {self.rule_weights}"
+            )
         _at_least("grpo", self, 0, "warmup micro_batch eval_every checkpoint_every reference_every beta seed")
         for name in ("learning_rate", "temperature", "clip_low", "clip_high"):
             if getattr(self, name) <= 0:
@@ -118,17 +137,13 @@ class GrpoConfig:
         return cosine(self.learning_rate, self.final_rate, done)
 
 
-# Section 5.1 describes a system prompt that leads the expert to reflect and to verify; its text is unpublished.
-REFLECTION = "Think step by step, check your result, and correct it if it is wrong before you answer."
-
-
 @dataclass(frozen=True)
 class DistillConfig:
     """Distillation from an expert (section 5.1), then the final fine-tuning with `sft`'s settings.
 
     teacher: the stage of the domain expert; student: the stage whose weights are fine-tuned. system: the prompt that the teacher,
     and then the student in half of the samples, sees. problems, samples: answers are drawn to so many problems, so many
-    to each; temperature: of the draws ("high", unpublished). keep: right answers of a problem that are kept, shortest first;
+    to each; temperature: of the draws ("high", unpublished). style: what an answer may be. keep: good answers of a problem that are kept, shortest first;
     max_new_tokens: an answer that is not complete by then is rejected.
     """
 
@@ -138,6 +153,7 @@ class DistillConfig:
     problems: int = 10000
     samples: int = 16
     temperature: float = 1.0
+    style: StyleLimits = field(default_factory=StyleLimits)
     keep: int = 1
     max_new_tokens: int = 8192
     seed: int = 0

@@ -67,7 +67,7 @@ CONFIG = RunConfig(
     sft=SftConfig(
         schedule=SftSchedule(peak=2e-3, final=4e-4),
         batch_size=4,
-        counts=(16000, 60, 120, 60),
+        counts=(4000, 2000, 60, 120, 60),
         eval_every=100,
         checkpoint_every=100,
     ),
@@ -78,9 +78,9 @@ CONFIG = RunConfig(
         group=16,
         learning_rate=1e-4,
         beta=0.001,
-        max_new_tokens=6,
+        max_new_tokens=16,
         eval_every=40,
         checkpoint_every=20,
     ),
-    distill=DistillConfig(problems=1024, samples=8, max_new_tokens=6),
+    distill=DistillConfig(problems=1024, samples=8, max_new_tokens=16),
 )

@@ -2,7 +2,7 @@
 
 The report fine-tunes on 1.5M undisclosed samples (section 5.1: reasoning data from expert models, the rest from V2.5 and
 people). These stand in for them without a download: `sums` are short verifiable problems, the ones that GRPO later
-trains on; `worked` are maths with the worked solution; `translation` are Django's message catalogues; `dialogue` are two
+trains on, answered at once; `steps` are the same, reasoned step by step; `worked` are maths with the worked solution; `translation` are Django's message catalogues; `dialogue` are two
 consecutive speeches of a scene. All are registry packages that pre-training reads too.
 """
 
@@ -16,24 +16,26 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from examples.configs.post_training import REFLECTION
 from examples.data import builtin
-from examples.data.chat import chat, read_chats
+from examples.data.chat import chat, json_lines, read_chats
 from examples.errors import UserError
 
 Messages = list[dict[str, str]]
 
-# What GRPO trains on at tiny scale: one-digit sums and differences.
-SUMS: dict[str, Any] = {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}
+# What GRPO trains on at tiny scale: sums and differences of three digits. A step of a worked one has two terms, so that no
+# step is a problem itself, held out or not.
+SUMS: dict[str, Any] = {"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 1}
 HELD_OUT_EVERY = 8  # a problem is held out by the hash of its text: equal problems fall on the same side
 SPEECH_CHARS = 300
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A question with what its verifier needs to know: `record["answer"]`."""
+    """A question and its answer: the reference that its verifier compares with."""
 
     question: str
-    record: dict[str, Any]
+    answer: str
 
 
 def is_held_out(question: str, every: int = HELD_OUT_EVERY) -> bool:
@@ -42,7 +44,7 @@ def is_held_out(question: str, every: int = HELD_OUT_EVERY) -> bool:
 
 
 def sums(count: int, seed: int, *, held_out: bool = False) -> list[Problem]:
-    """`count` one-digit sums (reasoning_gym's chain_sum); held-out ones are all different and never trained on."""
+    """`count` sums of digits (reasoning_gym's chain_sum); held-out ones are all different and never trained on."""
     found = list(itertools.islice(_problems(seed, held_out, 40 * count + 1000), count))
     if len(found) < count:
         raise UserError(
@@ -61,12 +63,54 @@ def _problems(seed: int, held_out: bool, tries: int) -> Iterator[Problem]:
         question = f"{item['metadata']['expression']} ="  # the generator's sentence around it would be most of a sample
         if is_held_out(question) == held_out and not (held_out and question in seen):
             seen.add(question)
-            yield Problem(question, {"answer": str(item["answer"])})
+            yield Problem(question, str(item["answer"]))
+
+
+def read_problems(paths: Sequence[str]) -> tuple[list[Problem], list[Problem]]:
+    """The user's problems, JSON lines with a question and an answer: (to train on, held out by their text)."""
+    train: list[Problem] = []
+    held_out: dict[str, Problem] = {}
+    for path in paths:
+        for where, record in json_lines(path):
+            wrong = [
+                n
+                for n in ("question", "answer")
+                if not isinstance(record.get(n), str) or not record[n].strip()
+            ]
+            if wrong:
+                raise UserError(f"{where}: needs the strings question and answer; missing {', '.join(wrong)}")
+            problem = Problem(record["question"].strip(), record["answer"].strip())
+            if is_held_out(problem.question):
+                held_out[problem.question] = problem
+            else:
+                train.append(problem)
+    if not train or not held_out:
+        raise UserError(
+            f"grpo.problems: one in {HELD_OUT_EVERY} is held out by its text, and there must be problems on both sides; got "
+            f"{len(train)} to train on and {len(held_out)} held out"
+        )
+    return train, list(held_out.values())
 
 
 def _sums(seed: int) -> Iterator[Messages]:
     for problem in _problems(seed, False, 1 << 30):
-        yield chat(problem.question, problem.record["answer"])
+        yield chat(problem.question, problem.answer)
+
+
+def steps_of(question: str) -> str:
+    """A sum worked from left to right: "8 - 4 + 9 =" -> "8-4=4, 4+9=13"."""
+    first, *rest = question.removesuffix(" =").split(" ")
+    value, steps = int(first), []
+    for sign, term in zip(rest[::2], rest[1::2], strict=True):
+        after = value + int(sign + term)
+        steps.append(f"{value}{sign}{term}={after}")
+        value = after
+    return ", ".join(steps)
+
+
+def _steps(seed: int) -> Iterator[Messages]:
+    for number, problem in enumerate(_problems(seed + 1, False, 1 << 30)):
+        yield chat(problem.question, steps_of(problem.question), REFLECTION if number % 2 else "")
 
 
 def _worked(seed: int) -> Iterator[Messages]:
@@ -116,6 +160,7 @@ def _dialogue(seed: int) -> Iterator[Messages]:
 
 SOURCES: dict[str, tuple[Callable[[int], Iterator[Messages]], Callable[[], str | None]]] = {
     "sums": (_sums, builtin.check_maths),
+    "steps": (_steps, builtin.check_maths),
     "worked": (_worked, builtin.check_maths),
     "translation": (_translation, builtin.check_multilingual),
     "dialogue": (_dialogue, builtin.check_shakespeare),

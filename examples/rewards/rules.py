@@ -2,6 +2,7 @@
 
     rule(prompt, response, reference) -> float in [0, 1]
 
+    number          the answer, in a box or after the last =, is the reference, an integer
     maths           the last \\boxed{} says the same as the reference, exactly
     code            the last code block passes the reference's tests in the sandbox
     tags, reflection, length, language     form: what reinforcement learning may reward besides being right
@@ -83,6 +84,36 @@ def maths(prompt: str, response: str, reference: str) -> float:
     if answer is None:
         return 0.0
     return float(same_answer(answer, boxed_answer(reference) or reference))
+
+
+def boxed(prompt: str, response: str, reference: str) -> float:
+    """1 if there is an answer in a box."""
+    return float(bool(boxed_answer(response)))
+
+
+_INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
+
+
+def number(prompt: str, response: str, reference: str) -> float:
+    """1 if the answer is the integer `reference`, written out: the last box, else what stands after the last `=`, else all.
+
+    For questions that are expressions themselves: `maths` evaluates an answer, and so would find the question repeated right.
+    """
+    answer = _written_number(response)
+    return float(answer is not None and answer == int(reference))
+
+
+def near(prompt: str, response: str, reference: str) -> float:
+    """1 / (1 + distance) of the integer that `number` reads from the reference: among wrong answers, some are less so."""
+    answer = _written_number(response)
+    return 0.0 if answer is None else 1 / (1 + abs(answer - int(reference)))
+
+
+def _written_number(response: str) -> int | None:
+    answer = boxed_answer(response)
+    if answer is None:
+        answer = response.rsplit("=", 1)[-1].strip()
+    return int(answer) if _INTEGER.fullmatch(answer) else None
 
 
 # --- code --------------------------------------------------------------------------------------------------------

@@ -4,16 +4,15 @@ A step: draw questions, sample G answers of each from the policy, reward them, t
 group, then take gradient steps on the packed outputs. The reference model is the policy of the first step. What a step draws is
 a function of (seed, step), so that a run that was killed continues to the bit.
 
-A task is problems and a callable `reward(prompt, completion, record) -> float`; `sums` is the one that fits a tiny model.
+What is solved and what is rewarded is a `Task` (`examples.stages.tasks`).
 """
 
 from __future__ import annotations
 
 import copy
-import re
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,13 @@ import torch
 
 from examples.configs import RunConfig, to_dict
 from examples.data.chat import chat, encode_prompt
-from examples.data.chat_sources import Problem, sums
+from examples.data.chat_sources import Problem
 from examples.data.tokenizer import Tokenizer
 from examples.errors import UserError
 from examples.model.transformer import Transformer
-from examples.rollout.generate import generate
 from examples.rollout.group import Rollout, sample_groups
 from examples.stages.stage import Context
+from examples.stages.tasks import Task, greedy_accuracy, make_task
 from examples.stages.tokenize import tokenizer_path
 from examples.train.grpo import advantages, normalization, policy_loss, token_weights
 from examples.train.loop import check_tokenizer
@@ -42,38 +41,7 @@ from examples.train.outputs import (
 )
 from examples.train.runner import PostTrainer, Weights, start_weights
 
-Reward = Callable[[str, str, dict[str, Any]], float]
-POOL = 4096  # training problems, drawn from with replacement between steps
 MOMENTS = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is learnt: problems to train on, problems to evaluate with, and the rule that judges an answer."""
-
-    name: str
-    train: Sequence[Problem]
-    held_out: Sequence[Problem]
-    reward: Reward
-
-
-_BOX = re.compile(r"\\boxed\{([^{}]*)\}")
-_INTEGER = re.compile(r"[+-]?\d{1,18}$")
-
-
-def exact_integer(prompt: str, completion: str, record: dict[str, Any]) -> float:
-    """1 if the answer (the last box if there is one, else all of it) is the integer `record["answer"]`, else 0."""
-    boxes = _BOX.findall(completion)
-    answer = (boxes[-1] if boxes else completion).strip()
-    return float(bool(_INTEGER.match(answer)) and int(answer) == int(record["answer"]))
-
-
-def sums_task(config: RunConfig) -> Task:
-    """One-digit sums; held-out problems are none of those that SFT or GRPO train on."""
-    grpo = config.grpo
-    return Task(
-        "sums", sums(POOL, grpo.seed + 1), sums(grpo.eval_prompts, grpo.seed, held_out=True), exact_integer
-    )
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -82,7 +50,7 @@ def run(context: Context) -> dict[str, Any]:
     tokenizer = Tokenizer.load(tokenizer_path(context.root))
     check_tokenizer(context.config, tokenizer.vocab_size)
     weights = start_weights(context.root / config.start)
-    trainer = GrpoTrainer(context.config, context.folder, weights, tokenizer, sums_task(context.config))
+    trainer = GrpoTrainer(context.config, context.folder, weights, tokenizer, make_task(context.config))
     print(
         f"  {config.steps} steps of {config.prompts} questions x {config.group} answers, "
         f"normalization {config.normalization}, replay {'on' if config.replay else 'off'}",
@@ -164,7 +132,7 @@ class GrpoTrainer(PostTrainer):
             seed=int(rng.integers(1 << 62)),
         )
         sampled = time.perf_counter() - begin
-        rewards = self.judge([self.task.train[i] for i in chosen], outputs)
+        rewards, right = self.judge([self.task.train[i] for i in chosen], outputs)
         advantage, same = advantages(rewards, by_std=self.kind.by_std)
         metrics = self.learn(outputs, advantage.flatten())
         self.step += 1
@@ -175,6 +143,7 @@ class GrpoTrainer(PostTrainer):
         return {
             "reward": float(rewards.mean()),
             "reward_std": float(rewards.std(1, correction=0).mean()),
+            "accuracy": right,
             "zero_variance_groups": float(same.double().mean()),
             "length": sum(len(o.tokens) for o in outputs) / len(outputs),
             "ended": sum(o.ended for o in outputs) / len(outputs),
@@ -184,16 +153,17 @@ class GrpoTrainer(PostTrainer):
             "tokens_per_second": tokens / (time.perf_counter() - begin),
         }
 
-    def judge(self, problems: Sequence[Problem], outputs: Sequence[Rollout]) -> torch.Tensor:
-        """Rewards fp64 [P, G]."""
-        values = [
-            self.task.reward(
-                problem.question, self.tokenizer.decode(output.tokens, skip_special=True), problem.record
-            )
-            for problem, group in zip(problems, _grouped(outputs, self.settings.group), strict=True)
-            for output in group
-        ]
-        return torch.tensor(values, dtype=torch.float64).view(-1, self.settings.group)
+    def judge(self, problems: Sequence[Problem], outputs: Sequence[Rollout]) -> tuple[torch.Tensor, float]:
+        """Rewards fp64 [P, G], and the share of right answers."""
+        task, values, right = self.task, [], 0.0
+        for problem, group in zip(problems, _grouped(outputs, self.settings.group), strict=True):
+            for output in group:
+                text = self.tokenizer.decode(output.tokens, skip_special=True)
+                values.append(task.reward(problem.question, text, problem.answer))
+                same = task.reward is task.verifier
+                right += values[-1] if same else task.verifier(problem.question, text, problem.answer)
+        rewards = torch.tensor(values, dtype=torch.float64).view(-1, self.settings.group)
+        return rewards, right / len(values)
 
     def learn(self, outputs: Sequence[Rollout], advantage: torch.Tensor) -> dict[str, float]:
         """The optimizer steps on one batch of rollouts."""
@@ -271,28 +241,6 @@ class GrpoTrainer(PostTrainer):
     def evaluate(self) -> dict[str, Any]:
         """Greedy accuracy on the held-out problems."""
         return greedy_accuracy(self.model, self.tokenizer, self.task, self.settings.max_new_tokens)
-
-
-def greedy_accuracy(
-    model: Transformer, tokenizer: Tokenizer, task: Task, max_new_tokens: int
-) -> dict[str, Any]:
-    """Mean reward of greedy answers to the held-out problems, their mean length in tokens, and the first few."""
-    problems, was_training = task.held_out, model.training
-    prompts = [encode_prompt(tokenizer, chat(p.question, "")[:1]) for p in problems]
-    model.eval()
-    found = generate(model, prompts, max_new_tokens, eos=tokenizer.eos_id).tokens
-    model.train(was_training)
-    texts = [tokenizer.decode(tokens, skip_special=True) for tokens in found]
-    rewards = [task.reward(p.question, text, p.record) for p, text in zip(problems, texts, strict=True)]
-    return {
-        "accuracy": sum(rewards) / len(rewards),
-        "length": sum(map(len, found)) / len(found),
-        "problems": len(problems),
-        "samples": [
-            {"question": p.question, "wanted": p.record["answer"], "answer": text}
-            for p, text in zip(problems[:4], texts, strict=False)
-        ],
-    }
 
 
 def _grouped(outputs: Sequence[Rollout], size: int) -> list[Sequence[Rollout]]:
