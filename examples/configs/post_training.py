@@ -43,7 +43,7 @@ class SftConfig:
     mtp_weight: float = LAST_MTP_WEIGHT
     bias_speed: float = FROZEN_BIAS
     balance_alpha: float = BALANCE_ALPHA
-    sources: tuple[str, ...] = ("sums", "steps", "worked", "translation", "dialogue")
+    sources: tuple[str, ...] = ("sums", "sorting", "worked", "translation", "dialogue")
     counts: tuple[int, ...] = (2000, 2000, 2000, 10000, 10000)
     user: tuple[str, ...] = ()
     held_out_every: int = 20

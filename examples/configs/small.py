@@ -50,7 +50,7 @@ CONFIG = RunConfig(
     ),
     # As in `tiny`: rates that keep the report's 5 : 1, mostly sums.
     sft=SftConfig(
-        schedule=SftSchedule(peak=1e-3, final=2e-4), batch_size=8, counts=(20000, 20000, 1000, 4000, 4000)
+        schedule=SftSchedule(peak=1e-3, final=2e-4), batch_size=8, counts=(20000, 4000, 1000, 4000, 4000)
     ),
     grpo=GrpoConfig(prompts=32, group=16, learning_rate=1e-4, beta=0.001, max_new_tokens=16),
     distill=DistillConfig(problems=4000, samples=8, style=StyleLimits(boxed=False), max_new_tokens=16),

@@ -67,12 +67,13 @@ CONFIG = RunConfig(
     sft=SftConfig(
         schedule=SftSchedule(peak=2e-3, final=4e-4),
         batch_size=4,
-        counts=(4000, 2000, 60, 120, 60),
+        counts=(500, 2000, 60, 120, 60),
         eval_every=100,
         checkpoint_every=100,
     ),
     # One-digit sums from an accuracy of about 0.4; with fewer prompts and a larger rate it gets worse instead.
     grpo=GrpoConfig(
+        task="sorting",
         steps=160,
         prompts=16,
         group=16,

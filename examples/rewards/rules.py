@@ -2,7 +2,7 @@
 
     rule(prompt, response, reference) -> float in [0, 1]
 
-    number          the answer, in a box or after the last =, is the reference, an integer
+    number, exact   the answer, in a box or after the last =, is the reference: the same integer, or the same characters
     maths           the last \\boxed{} says the same as the reference, exactly
     code            the last code block passes the reference's tests in the sandbox
     tags, reflection, length, language     form: what reinforcement learning may reward besides being right
@@ -99,21 +99,19 @@ def number(prompt: str, response: str, reference: str) -> float:
 
     For questions that are expressions themselves: `maths` evaluates an answer, and so would find the question repeated right.
     """
-    answer = _written_number(response)
-    return float(answer is not None and answer == int(reference))
+    answer = _written(response)
+    return float(bool(_INTEGER.fullmatch(answer)) and int(answer) == int(reference))
 
 
-def near(prompt: str, response: str, reference: str) -> float:
-    """1 / (1 + distance) of the integer that `number` reads from the reference: among wrong answers, some are less so."""
-    answer = _written_number(response)
-    return 0.0 if answer is None else 1 / (1 + abs(answer - int(reference)))
+def exact(prompt: str, response: str, reference: str) -> float:
+    """1 if the answer is the reference, character by character; it stands where `number` finds it."""
+    return float(_written(response) == reference)
 
 
-def _written_number(response: str) -> int | None:
+def _written(response: str) -> str:
+    """What the response gives as its answer: the last box, else what stands after the last `=`, else all of it."""
     answer = boxed_answer(response)
-    if answer is None:
-        answer = response.rsplit("=", 1)[-1].strip()
-    return int(answer) if _INTEGER.fullmatch(answer) else None
+    return response.rsplit("=", 1)[-1].strip() if answer is None else answer
 
 
 # --- code --------------------------------------------------------------------------------------------------------

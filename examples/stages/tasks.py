@@ -13,7 +13,7 @@ from typing import Any
 from examples.configs import RunConfig
 from examples.configs.post_training import GrpoConfig
 from examples.data.chat import chat, encode_prompt
-from examples.data.chat_sources import Problem, read_problems, sums
+from examples.data.chat_sources import Problem, read_problems, sorting, sums
 from examples.data.tokenizer import Tokenizer
 from examples.errors import UserError
 from examples.model.transformer import Transformer
@@ -41,11 +41,14 @@ TASKS: dict[str, tuple[Callable[[GrpoConfig], tuple[list[Problem], list[Problem]
         lambda c: (sums(POOL, c.seed + 1), sums(c.eval_prompts, c.seed, held_out=True)),
         rules.number,
     ),
+    "sorting": (
+        lambda c: (sorting(POOL, c.seed + 1), sorting(c.eval_prompts, c.seed, held_out=True)),
+        rules.exact,
+    ),
 }
 
 # What a reward may add to being right, by name.
 FORMS: dict[str, Callable[[GrpoConfig], Rule]] = {
-    "near": lambda c: rules.near,
     "boxed": lambda c: rules.boxed,
     "tags": lambda c: rules.tags("think", "answer"),
     "reflection": lambda c: rules.reflection,
