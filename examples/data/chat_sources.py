@@ -86,7 +86,7 @@ def _every_sorting(seed: int, tries: int = 1 << 30) -> Iterator[Problem]:
     draw = random.Random(seed)
     for _ in range(tries):
         digits = draw.choices("0123456789", k=SORTED_DIGITS)
-        yield Problem(f"sort {''.join(digits)} =", "".join(sorted(digits)))
+        yield Problem(f"sort {''.join(digits)}", "".join(sorted(digits)))
 
 
 def read_problems(paths: Sequence[str]) -> tuple[list[Problem], list[Problem]]:
