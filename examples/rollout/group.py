@@ -72,7 +72,7 @@ def sample_groups(
         lengths = lengths.repeat_interleave(group)
         for step in range(max_new_tokens):
             scores = torch.log_softmax(logits / temperature, -1)
-            chosen = torch.multinomial(scores.exp(), 1, generator=generator)
+            chosen = draw(scores.exp(), generator)
             new[running, step] = chosen[:, 0]
             logprobs[running, step] = scores.gather(1, chosen)[:, 0]
             count[running] = step + 1
@@ -108,3 +108,13 @@ def note(
     row, position = (index.cpu() for index in fed)
     for layer, passes in enumerate(taken):
         routes[layer, row, position] = passes.pop().short().cpu()
+
+
+def draw(probability: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """One index [B, 1] per row of [B, V], by its cumulated mass: one random number a row, where `multinomial` takes V."""
+    mass = probability.cumsum(-1)
+    total = mass[:, -1:]
+    target = torch.rand(total.shape, generator=generator, device=total.device) * total
+    target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
+    # The first index whose mass passes the target has mass of its own, for the target is below the total.
+    return torch.searchsorted(mass, target, right=True)

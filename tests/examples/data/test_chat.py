@@ -123,7 +123,9 @@ def test_sources_are_conversations_and_errors_name_them(monkeypatch):
     assert any("\n" in m[-1]["content"] for m in chats["worked"]), "no worked solution"
     with pytest.raises(UserError, match=r"sft.sources: must be among .*'nothing'"):
         chat_sources.load_chats(("nothing",), (1,))
-    monkeypatch.setitem(chat_sources.SOURCES, "sums", (chat_sources._sums, lambda: "not installed"))
+    monkeypatch.setitem(
+        chat_sources.SOURCES, "sums", (chat_sources.SOURCES["sums"][0], lambda: "not installed")
+    )
     with pytest.raises(UserError, match="sums cannot be read: not installed"):
         chat_sources.load_chats(("sums",), (1,))
     with pytest.raises(UserError, match="no conversation"):

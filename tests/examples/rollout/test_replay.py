@@ -10,7 +10,7 @@ from deepseek_ops._checks import ArgumentError
 from examples.model.config import ModelConfig
 from examples.model.transformer import Transformer
 from examples.rollout.generate import generate
-from examples.rollout.group import sample_groups
+from examples.rollout.group import draw, sample_groups
 from examples.rollout.replay import FREE, main_routers, recording, replaying
 from examples.train.outputs import merge_equal, pack_outputs, token_logprobs, token_logprobs_and_entropy
 
@@ -52,6 +52,15 @@ def test_groups_have_their_prompts_and_ends(outputs, model):
     assert [o.tokens for o in again] == [o.tokens for o in outputs]
     other = sample_groups(model, PROMPTS, 4, 12, eos=EOS, seed=8)
     assert [o.tokens for o in other] != [o.tokens for o in outputs]
+
+
+def test_draws_follow_the_distribution_and_never_take_what_is_impossible():
+    probability = torch.tensor([[0.0, 0.5, 0.0, 0.2, 0.3, 0.0]])
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.bincount(draw(probability.expand(20000, 6), generator).flatten(), minlength=6)
+    assert counts[[0, 2, 5]].tolist() == [0, 0, 0]
+    # five standard deviations of 20000 draws
+    torch.testing.assert_close(counts / 20000, probability[0], rtol=0, atol=0.018)
 
 
 def test_a_cold_sample_is_greedy(model):
