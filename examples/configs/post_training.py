@@ -68,15 +68,16 @@ class SftConfig:
 class GrpoConfig:
     """Group Relative Policy Optimization (section 5.2.2, equations 26-28); numbers unpublished, see the module.
 
-    task: what is solved, a name of `examples.stages.tasks.TASKS`; problems: the user's instead, JSONL files with question and answer,
-    judged by the maths rule. rules, rule_weights: what the reward adds to being right (`examples.stages.tasks.FORMS`), and how
-    much of each; judge: weight of the model-based reward. gate: a wrong answer is worth nothing, whatever its form.
-    longest_words: what the rule `length` allows. start: the stage whose weights are the first policy and the reference. steps: rollout batches. prompts: questions a step;
-    group: G, outputs of each. updates: passes over a rollout batch; minibatches: optimizer steps in each pass.
-    learning_rate: reached after `warmup` steps; from there a half cosine leads to `final_rate` (none: constant). clip_low, clip_high: the ratio stays in [1 - low, 1 + high]. beta: of the KL term.
-    normalization: how token terms become a loss, see `examples.train.grpo.NORMALIZATIONS`. reference_every: steps after which
-    the policy becomes the reference, 0: never. temperature, max_new_tokens: of the rollout. replay: train with the experts that
-    the rollout chose. eval_prompts: held-out problems for greedy accuracy.
+    task: what is solved, a name of `examples.stages.tasks.TASKS`; problems: the user's instead, JSONL files with question and
+    answer, judged by the maths rule. rules, rule_weights: what the reward adds to being right
+    (`examples.stages.tasks.FORMS`), and how much of each; judge: weight of the model-based reward. gate: a wrong answer is
+    worth nothing, whatever its form. longest_words: what the rule `length` allows. start: the stage whose weights are the
+    first policy and the reference. steps: rollout batches. prompts: questions a step; group: G, outputs of each. updates:
+    passes over a rollout batch; minibatches: optimizer steps in each pass. learning_rate: reached after `warmup` steps; from
+    there half a cosine leads to `final_rate` (none: it stays). clip_low, clip_high: the ratio stays in [1 - low, 1 + high].
+    beta: of the KL term. normalization: how token terms become a loss, see `examples.train.grpo.NORMALIZATIONS`.
+    reference_every: steps after which the policy becomes the reference, 0: never. temperature, max_new_tokens: of the
+    rollout. replay: train with the experts that the rollout chose. eval_prompts: held-out problems for greedy accuracy.
     """
 
     task: str = "sums"
@@ -113,15 +114,19 @@ class GrpoConfig:
     def __post_init__(self) -> None:
         _at_least("grpo", self, 1, "steps prompts updates minibatches max_new_tokens eval_prompts")
         _at_least("grpo", self, 2, "group")
-        _at_least("grpo", self, 0, "judge longest_words")
         if len(self.rules) != len(self.rule_weights):
             raise UserError(
                 f"grpo.rule_weights: must be one for each of {len(self.rules)} rules; got {self.rule_weights}"
             )
         _at_least("grpo", self, 0, "warmup micro_batch eval_every checkpoint_every reference_every beta seed")
+        _at_least("grpo", self, 0, "judge longest_words")
         for name in ("learning_rate", "temperature", "clip_low", "clip_high"):
             if getattr(self, name) <= 0:
                 raise UserError(f"grpo.{name}: must be positive; got {getattr(self, name)}")
+        if self.final_rate is not None and not 0 <= self.final_rate <= self.learning_rate:
+            raise UserError(
+                f"grpo.final_rate: must be between 0 and grpo.learning_rate = {self.learning_rate}; got {self.final_rate}"
+            )
         if self.prompts % self.minibatches:
             raise UserError(
                 f"grpo.minibatches: must divide grpo.prompts = {self.prompts}; got {self.minibatches}"
@@ -141,10 +146,10 @@ class GrpoConfig:
 class DistillConfig:
     """Distillation from an expert (section 5.1), then the final fine-tuning with `sft`'s settings.
 
-    teacher: the stage of the domain expert; student: the stage whose weights are fine-tuned. system: the prompt that the teacher,
-    and then the student in half of the samples, sees. problems, samples: answers are drawn to so many problems, so many
-    to each; temperature: of the draws ("high", unpublished). style: what an answer may be. keep: good answers of a problem that are kept, shortest first;
-    max_new_tokens: an answer that is not complete by then is rejected.
+    teacher: the stage of the domain expert; student: the stage whose weights are fine-tuned. system: the prompt that the
+    teacher, and then the student in half of the samples, sees. problems, samples: answers are drawn to so many problems, so
+    many to each; temperature: of the draws ("high", unpublished). style: what an answer may be. keep: good answers of a
+    problem that are kept, shortest first; max_new_tokens: an answer that is not complete by then is rejected.
     """
 
     teacher: str = "grpo"

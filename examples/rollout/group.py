@@ -1,7 +1,7 @@
 """Groups of sampled outputs for reinforcement learning, with what their training needs: log-probabilities and experts.
 
-Prompts are read once; then all outputs of all prompts are one batch on the latent cache, and a row that has ended leaves it. The draws are a function of
-(weights, prompts, seed).
+Prompts are read once; then all outputs of all prompts are one batch on the latent cache, and a row that has ended leaves it.
+The draws are a function of (weights, prompts, seed).
 """
 
 from __future__ import annotations

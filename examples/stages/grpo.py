@@ -50,7 +50,8 @@ def run(context: Context) -> dict[str, Any]:
     tokenizer = Tokenizer.load(tokenizer_path(context.root))
     check_tokenizer(context.config, tokenizer.vocab_size)
     weights = start_weights(context.root / config.start)
-    trainer = GrpoTrainer(context.config, context.folder, weights, tokenizer, make_task(context.config))
+    task = make_task(context.config, judge=None)  # a trained judge goes here
+    trainer = GrpoTrainer(context.config, context.folder, weights, tokenizer, task)
     print(
         f"  {config.steps} steps of {config.prompts} questions x {config.group} answers, "
         f"normalization {config.normalization}, replay {'on' if config.replay else 'off'}",
@@ -68,8 +69,8 @@ def run(context: Context) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class StepBatch:
-    """What the loss needs of all outputs of a step, [N]: advantage, weight of each term, and how many equal outputs each stands
-    for (0: another stands for it)."""
+    """Of all N outputs of a step: advantage, weight of each term, and how many equal outputs each stands for (0: another
+    stands for it)."""
 
     advantage: torch.Tensor
     weight: torch.Tensor

@@ -39,8 +39,8 @@ def merge_equal(
 class PackedOutputs:
     """Some rollouts side by side in rows, mutually invisible.
 
-    output: int64 [T], of every output token in the order of `batch`'s labels, which rollout of the step it belongs to. sampled: fp32
-    [T], the sampler's log-probabilities. routes: int16 [layers, B * S, k]. old, reference: fp32 [T] when they are known.
+    output: int64 [T], of every output token in the order of `batch`'s labels, which rollout of the step it belongs to.
+    sampled: fp32 [T], the sampler's log-probabilities. routes: int16 [layers, B * S, k]. old, reference: fp32 [T] when they are known.
     """
 
     batch: Batch

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from examples.configs import get_config, parse_overrides
+from examples.configs import get_config, parse_overrides, to_dict
 from examples.configs.post_training import REFLECTION
 from examples.data.chat import chat, read_chats
 from examples.data.chat_sources import Problem
@@ -25,10 +25,10 @@ from examples.rollout.group import Rollout, sample_groups
 from examples.run import main
 from examples.stages import distill, grpo
 from examples.stages.sft import SftTrainer, split
-from examples.stages.stage import Context
+from examples.stages.stage import Context, write_json
 from examples.stages.tasks import Task, make_task, make_verified
 from examples.stages.tokenize import tokenizer_path
-from examples.train.checkpoint import list_checkpoints, load_checkpoint
+from examples.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from examples.train.grpo import advantages
 from examples.train.metrics import read_metrics
 from examples.train.runner import Weights, start_weights
@@ -99,6 +99,28 @@ def test_sft_lowers_the_loss_of_held_out_answers_and_of_mtp(finished):
     steps = [r for r in read_metrics(finished / "sft" / "metrics.jsonl") if "lr" in r]
     assert steps[0]["lr"] == 1e-2 and steps[-1]["lr"] == 4e-4  # the first and the last step of the cosine
     assert len(steps) == sft["steps"] and all(a["lr"] > b["lr"] for a, b in pairwise(steps))
+
+
+def test_sft_starts_from_the_stage_that_is_named(pretrained, capsys):
+    """Whose model may be of another shape than the configuration's: a stage between may have changed it."""
+    root = pretrained.parent / "another"
+    shutil.copytree(pretrained, root)
+    arguments = [*ARGUMENTS, "sft.start=longer", "--run-dir", str(root), "--stages", "sft"]
+    config = parse_overrides(get_config("tiny"), [*POST, "sft.start=longer"])
+    write_json(root / "config.json", to_dict(config))
+    assert main(arguments) == 2
+    assert "longer: must hold a checkpoint to start from" in capsys.readouterr().err
+    start = start_weights(root / "pretrain")
+    changed = {k: v + 1 if k.endswith("router.bias") else v for k, v in start.model.items()}
+    shape = to_dict(replace(start.config, max_positions=64))
+    tensors = {"model": changed, "optimizer": {"masters": start.masters}}
+    save_checkpoint(root / "longer", 1, tensors, {"config": {"model": shape}})
+    assert main(arguments) == 0
+    learnt = start_weights(root / "sft")
+    assert learnt.config.max_positions == 64
+    for name, value in learnt.model.items():
+        if name.endswith("router.bias"):
+            assert torch.equal(value, changed[name])
 
 
 def test_the_routing_bias_stands_still_and_mtp_moves_in_sft_only(pretrained, finished):
@@ -321,8 +343,10 @@ class Setting:
 
 
 def difference(a, b):
+    """Largest relative difference of two sets of gradients; of a tensor that hardly gets any, relative to the largest."""
     assert a.keys() == b.keys() and len(a) > 10
-    return max(float((a[n] - b[n]).norm() / b[n].norm().clamp(min=1e-9)) for n in a)
+    floor = 1e-2 * max(float(value.norm()) for value in b.values())
+    return max(float((a[n] - b[n]).norm()) / max(float(b[n].norm()), floor) for n in a)
 
 
 @pytest.mark.parametrize("name", ["grpo", "dapo"])
@@ -330,13 +354,13 @@ def test_the_gradient_does_not_depend_on_packing_or_accumulation(finished, tmp_p
     setting = Setting(finished, tmp_path, normalization=name)
     whole = setting.gradient(0)
     assert any(g.abs().max() > 0 for g in whole.values())
-    assert difference(setting.gradient(1), whole) < 1e-5
-    assert difference(setting.gradient(3), whole) < 1e-5
+    assert difference(setting.gradient(1), whole) < 3e-5
+    assert difference(setting.gradient(3), whole) < 3e-5
     longest = max(len(o.prompt) + len(o.tokens) for o in setting.outputs)
-    assert difference(setting.gradient(2, row=longest), whole) < 1e-5  # most outputs alone in their rows
+    assert difference(setting.gradient(2, row=longest), whole) < 3e-5  # most outputs alone in their rows
     order = [7, 3, 0, 12, 5, 1, 14, 9, 2, 15, 4, 8, 13, 6, 10, 11]
     moved = setting.gradient(0, None, [setting.outputs[i] for i in order], setting.advantage[order])
-    assert difference(moved, whole) < 1e-5
+    assert difference(moved, whole) < 3e-5
 
 
 def test_outputs_that_are_computed_once_have_the_gradient_of_all(finished, tmp_path, monkeypatch):
@@ -346,7 +370,7 @@ def test_outputs_that_are_computed_once_have_the_gradient_of_all(finished, tmp_p
     gain = setting.advantage[[i // 2 * 2 for i in range(16)]]
     merged = setting.gradient(0, None, twins, gain)
     monkeypatch.setattr(grpo, "merge_equal", lambda outputs, which, gains: (list(which), [1] * len(which)))
-    assert difference(setting.gradient(0, None, twins, gain), merged) < 1e-5
+    assert difference(setting.gradient(0, None, twins, gain), merged) < 3e-5
     assert difference(setting.gradient(0, None, twins, gain * 2), merged) > 1e-2
 
 

@@ -188,6 +188,8 @@ def test_limits_name_themselves():
         ({"minibatches": 5}, "grpo.minibatches: must divide grpo.prompts = 16; got 5"),
         ({"temperature": 0.0}, "grpo.temperature: must be positive"),
         ({"beta": -1.0}, "grpo.beta: must be at least 0"),
+        ({"judge": -1.0}, "grpo.judge: must be at least 0"),
+        ({"final_rate": 1.0}, r"grpo.final_rate: must be between 0 and grpo.learning_rate = 1e-06; got 1.0"),
     ):
         with pytest.raises(UserError, match=words):
             GrpoConfig(**change)
