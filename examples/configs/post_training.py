@@ -75,7 +75,8 @@ class GrpoConfig:
     first policy and the reference. steps: rollout batches. prompts: questions a step; group: G, outputs of each. updates:
     passes over a rollout batch; minibatches: optimizer steps in each pass. learning_rate: reached after `warmup` steps; from
     there half a cosine leads to `final_rate` (none: it stays). clip_low, clip_high: the ratio stays in [1 - low, 1 + high].
-    beta: of the KL term. normalization: how token terms become a loss, see `examples.train.grpo.NORMALIZATIONS`.
+    beta: of the KL term; where it is 0, `kl_every` says after how many steps the divergence is measured (0: never).
+    normalization: how token terms become a loss, see `examples.train.grpo.NORMALIZATIONS`.
     reference_every: steps after which the policy becomes the reference, 0: never. temperature, max_new_tokens: of the
     rollout. replay: train with the experts that the rollout chose. eval_prompts: held-out problems for greedy accuracy.
     """
@@ -100,6 +101,7 @@ class GrpoConfig:
     clip_low: float = 0.2
     clip_high: float = 0.2
     beta: float = 0.04
+    kl_every: int = 0
     normalization: Literal["grpo", "grpo_printed", "dapo", "dr_grpo"] = "grpo"
     reference_every: int = 0
     temperature: float = 1.0
@@ -119,7 +121,7 @@ class GrpoConfig:
                 f"grpo.rule_weights: must be one for each of {len(self.rules)} rules; got {self.rule_weights}"
             )
         _at_least("grpo", self, 0, "warmup micro_batch eval_every checkpoint_every reference_every beta seed")
-        _at_least("grpo", self, 0, "judge longest_words")
+        _at_least("grpo", self, 0, "judge longest_words kl_every")
         for name in ("learning_rate", "temperature", "clip_low", "clip_high"):
             if getattr(self, name) <= 0:
                 raise UserError(f"grpo.{name}: must be positive; got {getattr(self, name)}")

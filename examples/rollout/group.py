@@ -22,7 +22,8 @@ class Rollout:
     """One output. tokens: up to and including eos, if `ended`; else it was cut at the limit.
 
     logprobs: of each token at the temperature of sampling, as the sampler saw it: fp32 [len(tokens)]. routes: int16 [layers with
-    experts, len(prompt) + len(tokens) - 1, k], the experts of every token that was fed (the last one never is).
+    experts, len(prompt) + len(tokens) - 1, k], the experts of every token that was fed (the last one never is). entropy:
+    of the distributions that the tokens were drawn from, summed.
     """
 
     prompt: list[int]
@@ -30,6 +31,7 @@ class Rollout:
     ended: bool
     logprobs: torch.Tensor
     routes: torch.Tensor
+    entropy: float = 0.0
 
 
 @torch.no_grad()
@@ -57,6 +59,7 @@ def sample_groups(
     routes = torch.full((layers, len(prompts), longest + max_new_tokens, k), FREE, dtype=torch.int16)
     new = torch.zeros(len(rows), max_new_tokens, dtype=torch.int64, device=device)
     logprobs = torch.zeros(len(rows), max_new_tokens, device=device)
+    entropy = torch.zeros(len(rows), device=device)
     count = torch.zeros(len(rows), dtype=torch.int64, device=device)
     running = torch.arange(len(rows), device=device)
     with recording(model) as taken:
@@ -72,7 +75,9 @@ def sample_groups(
         lengths = lengths.repeat_interleave(group)
         for step in range(max_new_tokens):
             scores = torch.log_softmax(logits / temperature, -1)
-            chosen = draw(scores.exp(), generator)
+            probability = scores.exp()
+            entropy[running] -= (probability * scores).sum(-1)
+            chosen = draw(probability, generator)
             new[running, step] = chosen[:, 0]
             logprobs[running, step] = scores.gather(1, chosen)[:, 0]
             count[running] = step + 1
@@ -87,7 +92,7 @@ def sample_groups(
             note(routes, taken, fed)
     model.train(was_training)
     outputs = []
-    for row, (prompt, n) in enumerate(zip(rows, count.tolist(), strict=True)):
+    for row, (prompt, n, spread) in enumerate(zip(rows, count.tolist(), entropy.tolist(), strict=True)):
         text = new[row, :n].tolist()
         outputs.append(
             Rollout(
@@ -96,6 +101,7 @@ def sample_groups(
                 text[-1] == eos,
                 logprobs[row, :n].float().cpu(),
                 routes[:, row, : len(prompt) + n - 1],
+                spread,
             )
         )
     return outputs

@@ -32,13 +32,7 @@ from examples.stages.tasks import Task, greedy_accuracy, make_task
 from examples.stages.tokenize import tokenizer_path
 from examples.train.grpo import advantages, normalization, policy_loss, token_weights
 from examples.train.loop import check_tokenizer
-from examples.train.outputs import (
-    PackedOutputs,
-    merge_equal,
-    pack_outputs,
-    token_logprobs,
-    token_logprobs_and_entropy,
-)
+from examples.train.outputs import PackedOutputs, merge_equal, pack_outputs, token_logprobs
 from examples.train.runner import PostTrainer, Weights, start_weights
 
 MOMENTS = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -107,7 +101,7 @@ class GrpoTrainer(PostTrainer):
             seed=config.grpo.seed,
         )
         self.reference: Transformer | None = None
-        if config.grpo.beta:
+        if config.grpo.beta or config.grpo.kl_every:
             self.reference = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.resume()
 
@@ -147,6 +141,7 @@ class GrpoTrainer(PostTrainer):
             "accuracy": right,
             "zero_variance_groups": float(same.double().mean()),
             "length": sum(len(o.tokens) for o in outputs) / len(outputs),
+            "entropy": sum(o.entropy for o in outputs) / sum(len(o.tokens) for o in outputs),
             "ended": sum(o.ended for o in outputs) / len(outputs),
             **metrics,
             "lr": c.rate(self.step - 1),
@@ -171,16 +166,20 @@ class GrpoTrainer(PostTrainer):
         c = self.settings
         self.model.train()
         device = self.model.embed.weight.device
+        compared = self.reference is not None and bool(c.beta or self.step % c.kl_every == 0)
         size = c.prompts // c.minibatches * c.group
         lengths = torch.tensor([len(output.tokens) for output in outputs])
         gains, packed = advantage.tolist(), []
         weight = torch.zeros(len(outputs), dtype=torch.float64)
         copies = torch.zeros(len(outputs), dtype=torch.int64)
         for start in range(0, len(outputs), size):
-            part = slice(start, start + size)
-            weight[part] = token_weights(lengths[part], self.kind, c.max_new_tokens)
-            which, count = merge_equal(outputs, range(len(outputs))[part], gains)
-            copies[which] = torch.tensor(count)
+            part = range(start, min(start + size, len(outputs)))
+            weight[part.start : part.stop] = token_weights(
+                lengths[part.start : part.stop], self.kind, c.max_new_tokens
+            )
+            # Without a KL term nothing pulls at an output whose advantage is 0: groups without variance cost no pass.
+            which, count = merge_equal(outputs, [i for i in part if compared or gains[i]], gains)
+            copies[which] = torch.tensor(count, dtype=torch.int64)
             packs = pack_outputs(outputs, which, self.row, self.tokenizer.pad_id, c.micro_batch)
             packed.append([pack.to(device) for pack in packs])
         batch = StepBatch(advantage.to(device), weight.to(device), copies.to(device))
@@ -188,21 +187,19 @@ class GrpoTrainer(PostTrainer):
             for pack in (p for part in packed for p in part):
                 if len(packed) * c.updates > 1:  # else the policy is still the one that sampled
                     pack.old = token_logprobs(self.model, pack, c.temperature, replay=c.replay)
-                if self.reference is not None:
+                if compared:
                     pack.reference = token_logprobs(self.reference, pack, c.temperature, replay=False)
         total: Counter[str] = Counter()
-        norms = []
+        norms = [0.0]
         for update in range(c.updates):
-            for part in packed:
+            for part in filter(None, packed):
                 for pack in part:
                     total.update(self.backward(pack, batch, first=update == 0))
                 norms.append(self.update(c.rate(self.step), 0.0))
-        return {
-            "kl": total["kl"] / total["terms"],
-            "clip_fraction": total["clipped"] / total["terms"],
-            "entropy": total["entropy"] / total["tokens"],
-            "rollout_gap": total["rollout_gap"] * c.updates / total["tokens"],
-            "different": float((copies > 0).double().mean()),
+        return ({"kl": total["kl"] / total["terms"]} if compared else {}) | {
+            "clip_fraction": total["clipped"] / max(1, total["terms"]),
+            "rollout_gap": total["rollout_gap"] * c.updates / max(1, total["tokens"]),
+            "computed": float((copies > 0).double().mean()),
             "grad_norm": max(norms),
         }
 
@@ -212,7 +209,7 @@ class GrpoTrainer(PostTrainer):
         first: whether it is the first pass over them, in which the policy is still near the sampler.
         """
         c = self.settings
-        logprob, entropy = token_logprobs_and_entropy(self.model, pack, c.temperature, replay=c.replay)
+        logprob = token_logprobs(self.model, pack, c.temperature, replay=c.replay)
         old = logprob.detach() if pack.old is None else pack.old
         result = policy_loss(
             logprob,
@@ -234,7 +231,6 @@ class GrpoTrainer(PostTrainer):
             "kl": float(result.kl),
             "clipped": float(result.clipped),
             "terms": result.count,
-            "entropy": float((times * entropy).sum()),
             "tokens": int(times.sum()),
             "rollout_gap": float((times * (old - pack.sampled).abs()).sum()) if first else 0.0,
         }

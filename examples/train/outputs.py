@@ -19,8 +19,6 @@ from examples.model.transformer import IGNORED, Transformer
 from examples.rollout.group import Rollout
 from examples.rollout.replay import FREE, main_routers, replaying
 
-ENTROPY_ROWS = 1024  # logits [this, V] exist at once
-
 
 def merge_equal(
     outputs: Sequence[Rollout], which: Sequence[int], advantage: Sequence[float]
@@ -59,7 +57,9 @@ class PackedOutputs:
 def pack_outputs(
     outputs: Sequence[Rollout], which: Sequence[int], row: int, pad: int, micro_batch: int = 0
 ) -> list[PackedOutputs]:
-    """The rollouts `which` in rows of `row` fed tokens, `micro_batch` rows at a time (0: all at once)."""
+    """The rollouts `which` in rows of `row` fed tokens, `micro_batch` rows at a time (0: all at once); none of none."""
+    if not which:
+        return []
     samples = [
         ChatSample(
             [*outputs[i].prompt, *outputs[i].tokens],
@@ -91,28 +91,6 @@ def token_logprobs(
     model: Transformer, pack: PackedOutputs, temperature: float, *, replay: bool
 ) -> torch.Tensor:
     """Log-probability [T] of every output token, differentiable."""
-    hidden, labels = _predicting(model, pack, temperature, replay)
-    return -linear_cross_entropy(hidden, model.head.weight, labels, reduction="none")
-
-
-def token_logprobs_and_entropy(
-    model: Transformer, pack: PackedOutputs, temperature: float, *, replay: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same, and the entropy [T] of the distribution that each token was drawn from, without gradient."""
-    hidden, labels = _predicting(model, pack, temperature, replay)
-    entropies = []
-    with torch.no_grad():
-        for part in hidden.split(ENTROPY_ROWS):
-            scores = torch.log_softmax(model.head(part).float(), -1)
-            entropies.append(-(scores.exp() * scores).sum(-1))
-    logprob = -linear_cross_entropy(hidden, model.head.weight, labels, reduction="none")
-    return logprob, torch.cat(entropies)
-
-
-def _predicting(
-    model: Transformer, pack: PackedOutputs, temperature: float, replay: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The states [T, D] that output tokens are drawn from, over the temperature, and these tokens [T]."""
     batch = pack.batch
     with replaying(model, pack.routes if replay and main_routers(model) else None):
         hidden = model(batch.inputs, batch.positions, batch.cu_seqlens).flatten(0, 1)
@@ -122,4 +100,4 @@ def _predicting(
         hidden = hidden / temperature
     labels = batch.labels.flatten()[mask]
     assert not bool((labels == IGNORED).any())
-    return hidden, labels
+    return -linear_cross_entropy(hidden, model.head.weight, labels, reduction="none")

@@ -55,6 +55,8 @@ POST = [
     "grpo.learning_rate=1e-3",
     "grpo.max_new_tokens=4",
     "grpo.micro_batch=3",
+    "grpo.beta=0.001",
+    "grpo.kl_every=0",
     "grpo.reference_every=2",
     "grpo.eval_prompts=8",
     "grpo.eval_every=2",
@@ -140,7 +142,7 @@ def test_grpo_writes_the_metrics_that_tell_a_broken_run(finished):
     records = [r for r in read_metrics(finished / "grpo" / "metrics.jsonl") if "reward" in r]
     assert len(records) == 5 == result(finished, "grpo")["steps"]
     for r in records:
-        assert 0 <= r["accuracy"] <= r["reward"] <= 1.5 and r["reward_std"] >= 0 and 0 < r["different"] <= 1
+        assert 0 <= r["accuracy"] <= r["reward"] <= 1.5 and r["reward_std"] >= 0 and 0 <= r["computed"] <= 1
         assert 0 <= r["zero_variance_groups"] <= 1 and r["entropy"] > 0
         assert 1 <= r["length"] <= 4 and r["kl"] >= 0 and 0 <= r["clip_fraction"] <= 1
         assert r["rollout_gap"] < 0.05  # bf16 here; what replay leaves
@@ -378,7 +380,26 @@ def test_groups_without_variance_move_nothing(finished, tmp_path):
     setting = Setting(finished, tmp_path, beta=0.0)
     value, same = advantages(torch.full((4, 4), 0.1, dtype=torch.float64))
     assert bool(same.all())
-    assert all(not g.any() for g in setting.gradient(0, advantage=value.flatten()).values())
+    before = {name: value.clone() for name, value in setting.trainer.model.state_dict().items()}
+    assert setting.gradient(0, advantage=value.flatten()) == {}, (
+        "an optimizer step with nothing to learn from"
+    )
+    for name, now in setting.trainer.model.state_dict().items():
+        assert torch.equal(now, before[name])
+
+
+def test_what_is_not_computed_has_no_gradient(finished, tmp_path):
+    """Without a KL term, groups without variance are left out; with a reference to compare to, they are computed."""
+    gain = Setting(finished, tmp_path).advantage.clone()
+    gain[4:12] = 0
+    left_out = Setting(finished, tmp_path, beta=0.0)
+    assert left_out.trainer.reference is None
+    measured = Setting(finished, tmp_path, beta=0.0, kl_every=1)
+    assert measured.trainer.reference is not None
+    for setting in (left_out, measured):
+        setting.outputs = left_out.outputs
+    gradients = [setting.gradient(0, None, None, gain) for setting in (left_out, measured)]
+    assert difference(*gradients) < 3e-5
 
 
 def test_what_does_not_fit_or_is_not_there_is_said(finished, tmp_path):
