@@ -77,6 +77,6 @@ def quick(config: RunConfig) -> RunConfig:
         config,
         train=replace(config.train, schedule=shorter),
         sft=replace(sft, counts=counts),
-        grpo=replace(grpo, steps=max(1, grpo.steps * 2 // 5)),
+        grpo=replace(grpo, steps=max(1, grpo.steps // 3)),
         distill=replace(distill, problems=max(1, distill.problems // 2)),
     )

@@ -53,13 +53,17 @@ def test_groups_have_their_prompts_and_ends(outputs, model):
     assert [o.tokens for o in other] != [o.tokens for o in outputs]
 
 
-def test_draws_follow_the_distribution_and_never_take_what_is_impossible():
+def test_draws_follow_the_distribution_and_never_take_what_is_impossible(monkeypatch):
     probability = torch.tensor([[0.0, 0.5, 0.0, 0.2, 0.3, 0.0]])
     generator = torch.Generator().manual_seed(0)
     counts = torch.bincount(draw(probability.expand(20000, 6), generator).flatten(), minlength=6)
     assert counts[[0, 2, 5]].tolist() == [0, 0, 0]
     # five standard deviations of 20000 draws
     torch.testing.assert_close(counts / 20000, probability[0], rtol=0, atol=0.018)
+    for number, index in ((0.0, 1), (0.499, 1), (0.501, 3), (0.71, 4), (1 - 2**-24, 4)):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "rand", lambda shape, number=number, **_: torch.full(shape, number))
+            assert draw(probability, generator).item() == index
 
 
 def test_a_cold_sample_is_greedy(model):
