@@ -54,7 +54,10 @@ def run_config_from_dict(values: Mapping[str, Any]) -> RunConfig:
 
 
 def quick(config: RunConfig) -> RunConfig:
-    """The same run on a third of the tokens, with every token-indexed boundary moved alike."""
+    """The same run on a third of the tokens, with every token-indexed boundary moved alike, and shorter post-training.
+
+    Fine-tuning keeps the problems of the kind that GRPO trains on: without them there would be no right answer to reinforce.
+    """
     schedule = config.train.schedule
     rate = schedule.learning_rate
     shorter = schedule.scaled(
@@ -65,4 +68,15 @@ def quick(config: RunConfig) -> RunConfig:
         batch_quantum=schedule.batch_size.quantum,
         warmup_fraction=rate.warmup_steps / max(1, schedule.count_steps()),
     )
-    return replace(config, train=replace(config.train, schedule=shorter))
+    sft, grpo, distill = config.sft, config.grpo, config.distill
+    counts = tuple(
+        count if name == grpo.task else count // 3
+        for name, count in zip(sft.sources, sft.counts, strict=True)
+    )
+    return replace(
+        config,
+        train=replace(config.train, schedule=shorter),
+        sft=replace(sft, counts=counts),
+        grpo=replace(grpo, steps=max(1, grpo.steps // 3)),
+        distill=replace(distill, problems=max(1, distill.problems // 2)),
+    )

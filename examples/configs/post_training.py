@@ -11,13 +11,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from examples.configs.schedules import BALANCE_ALPHA, AdamWSettings, SftSchedule
+from examples.configs.schedules import BALANCE_ALPHA, AdamWSettings, SftSchedule, cosine
 from examples.errors import UserError
+from examples.rewards.style import StyleLimits
 
 # In post-training the routing bias stands still, as in the last 500B tokens of pre-training (section 4.2); some RL
 # frameworks leave it at 0.001, which changes the policy between two updates of its weights.
 FROZEN_BIAS = 0.0
 LAST_MTP_WEIGHT = 0.1  # section 4.2, the last 4.8T tokens; the report says nothing about MTP in fine-tuning
+
+# Section 5.1 describes a system prompt that leads the expert to reflect and to verify; its text is unpublished.
+REFLECTION = "Think step by step and check your result."
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,8 @@ class SftConfig:
     mtp_weight: float = LAST_MTP_WEIGHT
     bias_speed: float = FROZEN_BIAS
     balance_alpha: float = BALANCE_ALPHA
-    sources: tuple[str, ...] = ("sums", "worked", "translation", "dialogue")
-    counts: tuple[int, ...] = (2000, 2000, 10000, 10000)
+    sources: tuple[str, ...] = ("sums", "sorting", "worked", "translation", "dialogue")
+    counts: tuple[int, ...] = (2000, 2000, 2000, 10000, 10000)
     user: tuple[str, ...] = ()
     held_out_every: int = 20
     eval_every: int = 100
@@ -64,14 +68,26 @@ class SftConfig:
 class GrpoConfig:
     """Group Relative Policy Optimization (section 5.2.2, equations 26-28); numbers unpublished, see the module.
 
-    start: the stage whose weights are the first policy and the reference. steps: rollout batches. prompts: questions a step;
-    group: G, outputs of each. updates: passes over a rollout batch; minibatches: optimizer steps in each pass.
-    learning_rate: constant. clip_low, clip_high: the ratio stays in [1 - low, 1 + high]. beta: of the KL term.
-    normalization: how token terms become a loss, see `examples.train.grpo.NORMALIZATIONS`. reference_every: steps after which
-    the policy becomes the reference, 0: never. temperature, max_new_tokens: of the rollout. replay: train with the experts that
-    the rollout chose. eval_prompts: held-out problems for greedy accuracy.
+    task: what is solved, a name of `examples.stages.tasks.TASKS`; problems: the user's instead, JSONL files with question and
+    answer, judged by the maths rule. rules, rule_weights: what the reward adds to being right
+    (`examples.stages.tasks.FORMS`), and how much of each; judge: weight of the model-based reward. gate: a wrong answer is
+    worth nothing, whatever its form. longest_words: what the rule `length` allows. start: the stage whose weights are the
+    first policy and the reference. steps: rollout batches. prompts: questions a step; group: G, outputs of each. updates:
+    passes over a rollout batch; minibatches: optimizer steps in each pass. learning_rate: reached after `warmup` steps; from
+    there half a cosine leads to `final_rate` (none: it stays). clip_low, clip_high: the ratio stays in [1 - low, 1 + high].
+    beta: of the KL term; where it is 0, `kl_every` says after how many steps the divergence is measured (0: never).
+    normalization: how token terms become a loss, see `examples.train.grpo.NORMALIZATIONS`.
+    reference_every: steps after which the policy becomes the reference, 0: never. temperature, max_new_tokens: of the
+    rollout. replay: train with the experts that the rollout chose. eval_prompts: held-out problems for greedy accuracy.
     """
 
+    task: str = "sums"
+    problems: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
+    rule_weights: tuple[float, ...] = ()
+    judge: float = 0.0
+    gate: bool = True
+    longest_words: int = 500
     start: str = "sft"
     steps: int = 500
     prompts: int = 16
@@ -79,10 +95,13 @@ class GrpoConfig:
     updates: int = 1
     minibatches: int = 1
     learning_rate: float = 1e-6
+    final_rate: float | None = None
+    warmup: int = 0
     optimizer: AdamWSettings = field(default_factory=AdamWSettings)
     clip_low: float = 0.2
     clip_high: float = 0.2
     beta: float = 0.04
+    kl_every: int = 0
     normalization: Literal["grpo", "grpo_printed", "dapo", "dr_grpo"] = "grpo"
     reference_every: int = 0
     temperature: float = 1.0
@@ -97,28 +116,42 @@ class GrpoConfig:
     def __post_init__(self) -> None:
         _at_least("grpo", self, 1, "steps prompts updates minibatches max_new_tokens eval_prompts")
         _at_least("grpo", self, 2, "group")
-        _at_least("grpo", self, 0, "micro_batch eval_every checkpoint_every reference_every beta seed")
+        if len(self.rules) != len(self.rule_weights):
+            raise UserError(
+                f"grpo.rule_weights: must be one for each of {len(self.rules)} rules; got {self.rule_weights}"
+            )
+        _at_least("grpo", self, 0, "warmup micro_batch eval_every checkpoint_every reference_every beta seed")
+        _at_least("grpo", self, 0, "judge longest_words kl_every")
         for name in ("learning_rate", "temperature", "clip_low", "clip_high"):
             if getattr(self, name) <= 0:
                 raise UserError(f"grpo.{name}: must be positive; got {getattr(self, name)}")
+        if self.final_rate is not None and not 0 <= self.final_rate <= self.learning_rate:
+            raise UserError(
+                f"grpo.final_rate: must be between 0 and grpo.learning_rate = {self.learning_rate}; got {self.final_rate}"
+            )
         if self.prompts % self.minibatches:
             raise UserError(
                 f"grpo.minibatches: must divide grpo.prompts = {self.prompts}; got {self.minibatches}"
             )
 
-
-# Section 5.1 describes a system prompt that leads the expert to reflect and to verify; its text is unpublished.
-REFLECTION = "Think step by step, check your result, and correct it if it is wrong before you answer."
+    def rate(self, step: int) -> float:
+        """The learning rate of step `step` (from 0)."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / (self.warmup + 1)
+        if self.final_rate is None:
+            return self.learning_rate
+        done = (step - self.warmup) / max(1, self.steps - 1 - self.warmup)
+        return cosine(self.learning_rate, self.final_rate, done)
 
 
 @dataclass(frozen=True)
 class DistillConfig:
     """Distillation from an expert (section 5.1), then the final fine-tuning with `sft`'s settings.
 
-    teacher: the stage of the domain expert; student: the stage whose weights are fine-tuned. system: the prompt that the teacher,
-    and then the student in half of the samples, sees. problems, samples: answers are drawn to so many problems, so many
-    to each; temperature: of the draws ("high", unpublished). keep: right answers of a problem that are kept, shortest first;
-    max_new_tokens: an answer that is not complete by then is rejected.
+    teacher: the stage of the domain expert; student: the stage whose weights are fine-tuned. system: the prompt that the
+    teacher, and then the student in half of the samples, sees. problems, samples: answers are drawn to so many problems, so
+    many to each; temperature: of the draws ("high", unpublished). style: what an answer may be. keep: good answers of a
+    problem that are kept, shortest first; max_new_tokens: an answer that is not complete by then is rejected.
     """
 
     teacher: str = "grpo"
@@ -127,6 +160,7 @@ class DistillConfig:
     problems: int = 10000
     samples: int = 16
     temperature: float = 1.0
+    style: StyleLimits = field(default_factory=StyleLimits)
     keep: int = 1
     max_new_tokens: int = 8192
     seed: int = 0

@@ -96,11 +96,11 @@ def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int
     return [*encode_chat(tokenizer, messages).ids, tokenizer.assistant_id]
 
 
-def read_chats(path: str | Path) -> Iterator[list[dict[str, str]]]:
-    """The conversations of a user's JSON lines, `{"messages": [{"role": ..., "content": ...}, ...]}`, streamed."""
+def json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a user's JSON lines, streamed, each with "file:line" for errors."""
     path = Path(path)
     if path.suffix != ".jsonl":
-        raise UserError(f"{path}: conversations must be in a .jsonl file; got {path.suffix or 'no ending'!r}")
+        raise UserError(f"{path}: must be a .jsonl file; got {path.suffix or 'no ending'!r}")
     with disk_errors(path, "reading"), open(path, "rb") as file:
         number = 0
         while line := file.readline(LINE_BYTES):
@@ -115,6 +115,14 @@ def read_chats(path: str | Path) -> Iterator[list[dict[str, str]]]:
                 line.decode()
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{where}: not valid JSON ({error})") from error
-            if not isinstance(record, dict) or "messages" not in record:
-                raise UserError(f"{where}: a line must be an object with a field 'messages'")
-            yield check_messages(record["messages"], where)
+            if not isinstance(record, dict):
+                raise UserError(f"{where}: a line must be an object; got {type(record).__name__}")
+            yield where, record
+
+
+def read_chats(path: str | Path) -> Iterator[list[dict[str, str]]]:
+    """The conversations of a user's JSON lines, `{"messages": [{"role": ..., "content": ...}, ...]}`, streamed."""
+    for where, record in json_lines(path):
+        if "messages" not in record:
+            raise UserError(f"{where}: a line must be an object with a field 'messages'")
+        yield check_messages(record["messages"], where)

@@ -138,3 +138,21 @@ class LatentCache:
         """Keep only these sequences (int64 indices or bool [B]); pages stay in place. For finished sequences."""
         self.block_table, self._page_offset = self.block_table[rows], self._page_offset[rows]
         self.lengths = [lengths[rows] for lengths in self.lengths]
+
+    def repeat(self, count: int) -> LatentCache:
+        """A new cache with each sequence `count` times in a row, on pages of its own: several outputs of one prompt."""
+        check_range("count", count, low=1)
+        pages = self.block_table.repeat_interleave(count, 0).flatten().long()
+        new = LatentCache(
+            self.config,
+            self.batch_size * count,
+            self.max_length,
+            batch_invariant=self.batch_invariant,
+            drafts=self.depths > 0,
+            dtype=self.pages[0].dtype,
+            device=self.block_table.device,
+        )
+        new.pages = [layer[pages] for layer in self.pages]
+        new.lengths = [lengths.repeat_interleave(count) for lengths in self.lengths]
+        new._longest = list(self._longest)
+        return new

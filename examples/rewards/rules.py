@@ -2,6 +2,7 @@
 
     rule(prompt, response, reference) -> float in [0, 1]
 
+    number, exact   the answer, in a box or after the last =, is the reference: the same integer, or the same characters
     maths           the last \\boxed{} says the same as the reference, exactly
     code            the last code block passes the reference's tests in the sandbox
     tags, reflection, length, language     form: what reinforcement learning may reward besides being right
@@ -83,6 +84,34 @@ def maths(prompt: str, response: str, reference: str) -> float:
     if answer is None:
         return 0.0
     return float(same_answer(answer, boxed_answer(reference) or reference))
+
+
+def boxed(prompt: str, response: str, reference: str) -> float:
+    """1 if there is an answer in a box."""
+    return float(bool(boxed_answer(response)))
+
+
+_INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
+
+
+def number(prompt: str, response: str, reference: str) -> float:
+    """1 if the answer is the integer `reference`, written out: the last box, else what stands after the last `=`, else all.
+
+    For questions that are expressions themselves: `maths` evaluates an answer, and so would find the question repeated right.
+    """
+    answer = _written(response)
+    return float(bool(_INTEGER.fullmatch(answer)) and int(answer) == int(reference))
+
+
+def exact(prompt: str, response: str, reference: str) -> float:
+    """1 if the answer is the reference, character by character; it stands where `number` finds it."""
+    return float(_written(response) == reference)
+
+
+def _written(response: str) -> str:
+    """What the response gives as its answer: the last box, else what stands after the last `=`, else all of it."""
+    answer = boxed_answer(response)
+    return response.rsplit("=", 1)[-1].strip() if answer is None else answer
 
 
 # --- code --------------------------------------------------------------------------------------------------------

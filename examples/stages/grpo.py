@@ -4,15 +4,15 @@ A step: draw questions, sample G answers of each from the policy, reward them, t
 group, then take gradient steps on the packed outputs. The reference model is the policy of the first step. What a step draws is
 a function of (seed, step), so that a run that was killed continues to the bit.
 
-A task is problems and a callable `reward(prompt, completion, record) -> float`; `sums` is the one that fits a tiny model.
+What is solved and what is rewarded is a `Task` (`examples.stages.tasks`).
 """
 
 from __future__ import annotations
 
 import copy
-import re
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,57 +20,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from deepseek_ops.loss import linear_cross_entropy
 from examples.configs import RunConfig, to_dict
-from examples.data.chat import ChatSample, chat, encode_prompt
-from examples.data.chat_pack import fill_rows, pack_rows
-from examples.data.chat_sources import Problem, sums
-from examples.data.pack import Batch
+from examples.data.chat import chat, encode_prompt
+from examples.data.chat_sources import Problem
 from examples.data.tokenizer import Tokenizer
 from examples.errors import UserError
-from examples.model.transformer import IGNORED, Transformer
-from examples.rollout.generate import generate
+from examples.model.transformer import Transformer
 from examples.rollout.group import Rollout, sample_groups
-from examples.rollout.replay import FREE, main_routers, replaying
 from examples.stages.stage import Context
+from examples.stages.tasks import Task, greedy_accuracy, make_task
 from examples.stages.tokenize import tokenizer_path
-from examples.train.grpo import PolicyLoss, advantages, normalization, policy_loss, token_weights
+from examples.train.grpo import advantages, normalization, policy_loss, token_weights
 from examples.train.loop import check_tokenizer
+from examples.train.outputs import PackedOutputs, merge_equal, pack_outputs, token_logprobs
 from examples.train.runner import PostTrainer, Weights, start_weights
 
-Reward = Callable[[str, str, dict[str, Any]], float]
-POOL = 4096  # training problems, drawn from with replacement between steps
 MOMENTS = {"bf16": torch.bfloat16, "fp32": torch.float32}
-ENTROPY_ROWS = 1024  # logits [this, V] exist at once
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is learnt: problems to train on, problems to evaluate with, and the rule that judges an answer."""
-
-    name: str
-    train: Sequence[Problem]
-    held_out: Sequence[Problem]
-    reward: Reward
-
-
-_BOX = re.compile(r"\\boxed\{([^{}]*)\}")
-_INTEGER = re.compile(r"[+-]?\d{1,18}$")
-
-
-def exact_integer(prompt: str, completion: str, record: dict[str, Any]) -> float:
-    """1 if the answer (the last box if there is one, else all of it) is the integer `record["answer"]`, else 0."""
-    boxes = _BOX.findall(completion)
-    answer = (boxes[-1] if boxes else completion).strip()
-    return float(bool(_INTEGER.match(answer)) and int(answer) == int(record["answer"]))
-
-
-def sums_task(config: RunConfig) -> Task:
-    """One-digit sums; held-out problems are none of those that SFT or GRPO train on."""
-    grpo = config.grpo
-    return Task(
-        "sums", sums(POOL, grpo.seed + 1), sums(grpo.eval_prompts, grpo.seed, held_out=True), exact_integer
-    )
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -79,7 +44,8 @@ def run(context: Context) -> dict[str, Any]:
     tokenizer = Tokenizer.load(tokenizer_path(context.root))
     check_tokenizer(context.config, tokenizer.vocab_size)
     weights = start_weights(context.root / config.start)
-    trainer = GrpoTrainer(context.config, context.folder, weights, tokenizer, sums_task(context.config))
+    task = make_task(context.config, judge=None)  # a trained judge goes here
+    trainer = GrpoTrainer(context.config, context.folder, weights, tokenizer, task)
     print(
         f"  {config.steps} steps of {config.prompts} questions x {config.group} answers, "
         f"normalization {config.normalization}, replay {'on' if config.replay else 'off'}",
@@ -93,6 +59,16 @@ def run(context: Context) -> dict[str, Any]:
         "after": last,
         "gain": last["accuracy"] - first["accuracy"],
     }
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """Of all N outputs of a step: advantage, weight of each term, and how many equal outputs each stands for (0: another
+    stands for it)."""
+
+    advantage: torch.Tensor
+    weight: torch.Tensor
+    copies: torch.Tensor
 
 
 class GrpoTrainer(PostTrainer):
@@ -125,7 +101,7 @@ class GrpoTrainer(PostTrainer):
             seed=config.grpo.seed,
         )
         self.reference: Transformer | None = None
-        if config.grpo.beta:
+        if config.grpo.beta or config.grpo.kl_every:
             self.reference = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.resume()
 
@@ -151,7 +127,7 @@ class GrpoTrainer(PostTrainer):
             seed=int(rng.integers(1 << 62)),
         )
         sampled = time.perf_counter() - begin
-        rewards = self.judge([self.task.train[i] for i in chosen], outputs)
+        rewards, right = self.judge([self.task.train[i] for i in chosen], outputs)
         advantage, same = advantages(rewards, by_std=self.kind.by_std)
         metrics = self.learn(outputs, advantage.flatten())
         self.step += 1
@@ -162,91 +138,87 @@ class GrpoTrainer(PostTrainer):
         return {
             "reward": float(rewards.mean()),
             "reward_std": float(rewards.std(1, correction=0).mean()),
+            "accuracy": right,
             "zero_variance_groups": float(same.double().mean()),
             "length": sum(len(o.tokens) for o in outputs) / len(outputs),
+            "entropy": sum(o.entropy for o in outputs) / sum(len(o.tokens) for o in outputs),
             "ended": sum(o.ended for o in outputs) / len(outputs),
             **metrics,
-            "lr": c.learning_rate,
+            "lr": c.rate(self.step - 1),
             "rollout_seconds": sampled,
             "tokens_per_second": tokens / (time.perf_counter() - begin),
         }
 
-    def judge(self, problems: Sequence[Problem], outputs: Sequence[Rollout]) -> torch.Tensor:
-        """Rewards fp64 [P, G]."""
-        values = [
-            self.task.reward(
-                problem.question, self.tokenizer.decode(output.tokens, skip_special=True), problem.record
-            )
-            for problem, group in zip(problems, _grouped(outputs, self.settings.group), strict=True)
-            for output in group
-        ]
-        return torch.tensor(values, dtype=torch.float64).view(-1, self.settings.group)
+    def judge(self, problems: Sequence[Problem], outputs: Sequence[Rollout]) -> tuple[torch.Tensor, float]:
+        """Rewards fp64 [P, G], and the share of right answers."""
+        task, values, right = self.task, [], 0.0
+        for problem, group in zip(problems, _grouped(outputs, self.settings.group), strict=True):
+            for output in group:
+                text = self.tokenizer.decode(output.tokens, skip_special=True)
+                values.append(task.reward(problem.question, text, problem.answer))
+                same = task.reward is task.verifier
+                right += values[-1] if same else task.verifier(problem.question, text, problem.answer)
+        rewards = torch.tensor(values, dtype=torch.float64).view(-1, self.settings.group)
+        return rewards, right / len(values)
 
     def learn(self, outputs: Sequence[Rollout], advantage: torch.Tensor) -> dict[str, float]:
         """The optimizer steps on one batch of rollouts."""
         c = self.settings
         self.model.train()
         device = self.model.embed.weight.device
+        compared = self.reference is not None and bool(c.beta or self.step % c.kl_every == 0)
         size = c.prompts // c.minibatches * c.group
-        parts = [range(i, i + size) for i in range(0, len(outputs), size)]
-        packed = [
-            [
-                p.to(device)
-                for p in pack_outputs(outputs, part, self.row, self.tokenizer.pad_id, c.micro_batch)
-            ]
-            for part in parts
-        ]
+        lengths = torch.tensor([len(output.tokens) for output in outputs])
+        gains, packed = advantage.tolist(), []
+        weight = torch.zeros(len(outputs), dtype=torch.float64)
+        copies = torch.zeros(len(outputs), dtype=torch.int64)
+        for start in range(0, len(outputs), size):
+            part = range(start, min(start + size, len(outputs)))
+            weight[part.start : part.stop] = token_weights(
+                lengths[part.start : part.stop], self.kind, c.max_new_tokens
+            )
+            # Without a KL term nothing pulls at an output whose advantage is 0: groups without variance cost no pass.
+            which, count = merge_equal(outputs, [i for i in part if compared or gains[i]], gains)
+            copies[which] = torch.tensor(count, dtype=torch.int64)
+            packs = pack_outputs(outputs, which, self.row, self.tokenizer.pad_id, c.micro_batch)
+            packed.append([pack.to(device) for pack in packs])
+        batch = StepBatch(advantage.to(device), weight.to(device), copies.to(device))
         with torch.no_grad():
-            for pack in (p for group in packed for p in group):
-                if len(parts) * c.updates > 1:  # else the policy is still the one that sampled
+            for pack in (p for part in packed for p in part):
+                if len(packed) * c.updates > 1:  # else the policy is still the one that sampled
                     pack.old = token_logprobs(self.model, pack, c.temperature, replay=c.replay)
-                if self.reference is not None:
+                if compared:
                     pack.reference = token_logprobs(self.reference, pack, c.temperature, replay=False)
-        total: dict[str, float] = dict.fromkeys(
-            ("kl", "clipped", "terms", "entropy", "tokens", "rollout_gap"), 0.0
-        )
-        norms = []
+        total: Counter[str] = Counter()
+        norms = [0.0]
         for update in range(c.updates):
-            for part, group in zip(parts, packed, strict=True):
-                lengths = torch.zeros(len(outputs), dtype=torch.int64)
-                lengths[part.start : part.stop] = torch.tensor([len(outputs[i].tokens) for i in part])
-                weight = torch.zeros(len(outputs), dtype=torch.float64)
-                weight[part.start : part.stop] = token_weights(
-                    lengths[part.start : part.stop], self.kind, c.max_new_tokens
-                )
-                for pack in group:
-                    result, gap, entropy = self.backward(pack, advantage.to(device), weight.to(device))
-                    count = len(pack.output)
-                    total["kl"] += float(result.kl)
-                    total["clipped"] += float(result.clipped)
-                    total["terms"] += result.count
-                    total["entropy"] += entropy
-                    total["tokens"] += count
-                    total["rollout_gap"] += gap * (update == 0)
-                norms.append(self.update(c.learning_rate, 0.0))
-        return {
-            "kl": total["kl"] / total["terms"],
-            "clip_fraction": total["clipped"] / total["terms"],
-            "entropy": total["entropy"] / total["tokens"],
-            "rollout_gap": total["rollout_gap"] * c.updates / total["tokens"],
+            for part in filter(None, packed):
+                for pack in part:
+                    total.update(self.backward(pack, batch, first=update == 0))
+                norms.append(self.update(c.rate(self.step), 0.0))
+        return ({"kl": total["kl"] / total["terms"]} if compared else {}) | {
+            "clip_fraction": total["clipped"] / max(1, total["terms"]),
+            "rollout_gap": total["rollout_gap"] * c.updates / max(1, total["tokens"]),
+            "computed": float((copies > 0).double().mean()),
             "grad_norm": max(norms),
         }
 
-    def backward(
-        self, pack: PackedOutputs, advantage: torch.Tensor, weight: torch.Tensor
-    ) -> tuple[PolicyLoss, float, float]:
-        """Gradients of some outputs; (loss, sum of |trainer's - sampler's log-probability|, sum of entropies)."""
+    def backward(self, pack: PackedOutputs, batch: StepBatch, *, first: bool) -> dict[str, float]:
+        """Adds the gradients of some outputs; returns sums over their terms and tokens, each as often as it was drawn.
+
+        first: whether it is the first pass over them, in which the policy is still near the sampler.
+        """
         c = self.settings
-        entropy = torch.zeros((), device=pack.output.device)
-        logprob = token_logprobs(self.model, pack, c.temperature, replay=c.replay, entropy=entropy)
+        logprob = token_logprobs(self.model, pack, c.temperature, replay=c.replay)
         old = logprob.detach() if pack.old is None else pack.old
         result = policy_loss(
             logprob,
             old,
             pack.reference,
             pack.output,
-            advantage,
-            weight,
+            batch.advantage,
+            batch.weight,
+            copies=batch.copies,
             clip_low=c.clip_low,
             clip_high=c.clip_high,
             beta=c.beta,
@@ -254,115 +226,19 @@ class GrpoTrainer(PostTrainer):
         )
         result.loss.backward()
         self.optimizer.accumulate()
-        return result, float((old - pack.sampled).abs().sum()), float(entropy)
+        times = batch.copies[pack.output]
+        return {
+            "kl": float(result.kl),
+            "clipped": float(result.clipped),
+            "terms": result.count,
+            "tokens": int(times.sum()),
+            "rollout_gap": float((times * (old - pack.sampled).abs()).sum()) if first else 0.0,
+        }
 
     def evaluate(self) -> dict[str, Any]:
         """Greedy accuracy on the held-out problems."""
         return greedy_accuracy(self.model, self.tokenizer, self.task, self.settings.max_new_tokens)
 
 
-def greedy_accuracy(
-    model: Transformer, tokenizer: Tokenizer, task: Task, max_new_tokens: int
-) -> dict[str, Any]:
-    """Mean reward of greedy answers to the held-out problems, their mean length in tokens, and the first few."""
-    problems, was_training = task.held_out, model.training
-    prompts = [encode_prompt(tokenizer, chat(p.question, "")[:1]) for p in problems]
-    model.eval()
-    found = generate(model, prompts, max_new_tokens, eos=tokenizer.eos_id).tokens
-    model.train(was_training)
-    texts = [tokenizer.decode(tokens, skip_special=True) for tokens in found]
-    rewards = [task.reward(p.question, text, p.record) for p, text in zip(problems, texts, strict=True)]
-    return {
-        "accuracy": sum(rewards) / len(rewards),
-        "length": sum(map(len, found)) / len(found),
-        "problems": len(problems),
-        "samples": [
-            {"question": p.question, "wanted": p.record["answer"], "answer": text}
-            for p, text in zip(problems[:4], texts, strict=False)
-        ],
-    }
-
-
 def _grouped(outputs: Sequence[Rollout], size: int) -> list[Sequence[Rollout]]:
     return [outputs[i : i + size] for i in range(0, len(outputs), size)]
-
-
-# --- packed outputs ------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class PackedOutputs:
-    """Some rollouts side by side in rows, mutually invisible.
-
-    output: int64 [T], of every output token in the order of `batch`'s labels, which rollout of the step it belongs to. sampled: fp32
-    [T], the sampler's log-probabilities. routes: int16 [layers, B * S, k]. old, reference: fp32 [T] when they are known.
-    """
-
-    batch: Batch
-    output: torch.Tensor
-    sampled: torch.Tensor
-    routes: torch.Tensor
-    old: torch.Tensor | None = None
-    reference: torch.Tensor | None = None
-
-    def to(self, device: torch.device | str) -> PackedOutputs:
-        """The same on another device."""
-        moved = [t.to(device) for t in (self.output, self.sampled, self.routes)]
-        return PackedOutputs(self.batch.to(device), *moved)
-
-
-def pack_outputs(
-    outputs: Sequence[Rollout], which: Sequence[int], row: int, pad: int, micro_batch: int = 0
-) -> list[PackedOutputs]:
-    """The rollouts `which` in rows of `row` fed tokens, `micro_batch` rows at a time (0: all at once)."""
-    samples = [
-        ChatSample(
-            [*outputs[i].prompt, *outputs[i].tokens],
-            [False] * len(outputs[i].prompt) + [True] * len(outputs[i].tokens),
-        )
-        for i in which
-    ]
-    rows = fill_rows([len(sample) for sample in samples], row + 1)
-    size = micro_batch or len(rows)
-    packs = []
-    for start in range(0, len(rows), size):
-        some = rows[start : start + size]
-        layers, _, k = outputs[which[0]].routes.shape
-        routes = torch.full((layers, len(some), row, k), FREE, dtype=torch.int16)
-        for r, indices in enumerate(some):
-            at = 0
-            for index in indices:
-                taken = outputs[which[index]].routes
-                routes[:, r, at : at + taken.shape[1]] = taken
-                at += len(samples[index])
-        order = [which[index] for indices in some for index in indices]
-        owner = torch.tensor([i for i in order for _ in outputs[i].tokens])
-        sampled = torch.cat([outputs[i].logprobs for i in order])
-        packs.append(PackedOutputs(pack_rows(samples, some, row, pad), owner, sampled, routes.flatten(1, 2)))
-    return packs
-
-
-def token_logprobs(
-    model: Transformer,
-    pack: PackedOutputs,
-    temperature: float,
-    *,
-    replay: bool,
-    entropy: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Log-probability [T] of every output token, differentiable; adds the entropies of their distributions to `entropy`."""
-    batch = pack.batch
-    with replaying(model, pack.routes if replay and main_routers(model) else None):
-        hidden = model(batch.inputs, batch.positions, batch.cu_seqlens).flatten(0, 1)
-    mask = batch.loss_mask.flatten()
-    hidden = hidden[mask]
-    if temperature != 1:
-        hidden = hidden / temperature
-    labels = batch.labels.flatten()[mask]
-    assert not bool((labels == IGNORED).any())
-    if entropy is not None:
-        with torch.no_grad():
-            for part in hidden.split(ENTROPY_ROWS):
-                scores = torch.log_softmax(model.head(part).float(), -1)
-                entropy -= (scores.exp() * scores).sum()
-    return -linear_cross_entropy(hidden, model.head.weight, labels, reduction="none")

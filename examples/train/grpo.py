@@ -100,6 +100,7 @@ def policy_loss(
     advantage: torch.Tensor,
     weight: torch.Tensor,
     *,
+    copies: torch.Tensor | None = None,
     clip_low: float,
     clip_high: float,
     beta: float,
@@ -109,7 +110,7 @@ def policy_loss(
 
     logprob: [T] log-probabilities of output tokens, with gradient. old, reference: [T], of the policy that sampled and of the
     reference model (None: beta must be 0). output: int64 [T], which output a token belongs to. advantage, weight: [N] of all
-    outputs of the step.
+    outputs of the step. copies: int64 [N], how many outputs each stands for (None: itself).
     """
     if reference is None and beta:
         raise UserError(f"grpo.beta: must be 0 without a reference model; got {beta}")
@@ -119,7 +120,8 @@ def policy_loss(
         logprob, old = zeros.index_add(0, output, logprob), zeros.index_add(0, output, old)
         reference = None if reference is None else zeros.index_add(0, output, reference)
         output = present
-    gain, scale = advantage.to(logprob)[output], weight.to(logprob)[output]
+    times = torch.ones_like(logprob) if copies is None else copies.to(logprob)[output]
+    gain, scale = advantage.to(logprob)[output], weight.to(logprob)[output] * times
     ratio = torch.exp(logprob - old)
     surrogate = torch.minimum(ratio * gain, ratio.clamp(1 - clip_low, 1 + clip_high) * gain)
     with torch.no_grad():
@@ -129,4 +131,4 @@ def policy_loss(
         away = reference - logprob
         kl = torch.expm1(away) - away
     loss = -(scale * (surrogate - beta * kl if beta else surrogate)).sum()
-    return PolicyLoss(loss, kl.detach().sum(), clipped.sum(), len(ratio))
+    return PolicyLoss(loss, (times * kl.detach()).sum(), (times * clipped).sum(), int(times.sum()))

@@ -6,11 +6,14 @@ from examples.errors import UserError
 from examples.rewards.rules import (
     Code,
     Weighted,
+    boxed,
     boxed_answer,
     code_block,
+    exact,
     language,
     length,
     maths,
+    number,
     reflection,
     reflections,
     run_tests,
@@ -140,3 +143,35 @@ def test_weighted_rewards_and_their_gate():
     assert Weighted(rules).parts("", "\\boxed{5}", "4") == {"maths": 0.0, "form": 1.0}
     with pytest.raises(UserError, match="gate must name one of the rules maths, form; got 'code'"):
         Weighted(rules, gate="code")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("7", 1.0),
+        (" +7\n", 1.0),
+        ("first \\boxed{3}, no, \\boxed{7}.", 1.0),
+        ("07", 1.0),
+        ("3+1=4, 4+3=7", 1.0),
+        ("3 + 4", 0.0),  # maths would find it right
+        ("3 + 4 =", 0.0),
+        ("-7", 0.0),
+        ("7.", 0.0),
+        ("7 7", 0.0),
+        ("٧", 0.0),
+        ("", 0.0),
+        ("\\boxed{}", 0.0),
+        ("9" * 99, 0.0),
+    ],
+)
+def test_number(text, value):
+    assert number("3 + 4 =", text, "7") == value
+
+
+def test_exact_is_about_characters_and_boxed_about_the_box():
+    assert exact("sort 920", "029", "029") == exact("sort 920", "it = 029 ", "029") == 1
+    assert exact("sort 920", "\\boxed{029}", "029") == 1
+    assert exact("sort 920", "29", "029") == exact("sort 920", "029.", "029") == exact("", "", "029") == 0
+    assert number("sort 920", "29", "029") == 1
+    assert boxed("", "so \\boxed{8}", "7") == 1
+    assert boxed("", "so 7", "7") == boxed("", "\\boxed{}", "7") == boxed("", "\\boxed{7", "7") == 0

@@ -1,5 +1,7 @@
 """Group sampling and router replay: the trainer sees the rollout's experts and gets the rollout's log-probabilities."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,9 +9,9 @@ from deepseek_ops._checks import ArgumentError
 from examples.model.config import ModelConfig
 from examples.model.transformer import Transformer
 from examples.rollout.generate import generate
-from examples.rollout.group import sample_groups
+from examples.rollout.group import draw, sample_groups
 from examples.rollout.replay import FREE, main_routers, recording, replaying
-from examples.stages.grpo import pack_outputs, token_logprobs
+from examples.train.outputs import merge_equal, pack_outputs, token_logprobs
 
 CONFIG = ModelConfig(
     vocab_size=40, hidden_size=32, num_layers=3, num_dense_layers=1, num_heads=2, q_lora_rank=16, kv_lora_rank=16,
@@ -51,6 +53,19 @@ def test_groups_have_their_prompts_and_ends(outputs, model):
     assert [o.tokens for o in other] != [o.tokens for o in outputs]
 
 
+def test_draws_follow_the_distribution_and_never_take_what_is_impossible(monkeypatch):
+    probability = torch.tensor([[0.0, 0.5, 0.0, 0.2, 0.3, 0.0]])
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.bincount(draw(probability.expand(20000, 6), generator).flatten(), minlength=6)
+    assert counts[[0, 2, 5]].tolist() == [0, 0, 0]
+    # five standard deviations of 20000 draws
+    torch.testing.assert_close(counts / 20000, probability[0], rtol=0, atol=0.018)
+    for number, index in ((0.0, 1), (0.499, 1), (0.501, 3), (0.71, 4), (1 - 2**-24, 4)):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "rand", lambda shape, number=number, **_: torch.full(shape, number))
+            assert draw(probability, generator).item() == index
+
+
 def test_a_cold_sample_is_greedy(model):
     cold = sample_groups(model, PROMPTS, 2, 8, eos=EOS, temperature=1e-4)
     greedy = generate(model, PROMPTS, 8, eos=EOS).tokens
@@ -71,6 +86,37 @@ def test_packed_training_pass_gives_the_rollouts_log_probabilities(model, temper
     assert sorted(found) == list(range(len(drawn)))
     for i, output in enumerate(drawn):
         torch.testing.assert_close(found[i], output.logprobs, rtol=1e-6, atol=2e-6)
+
+
+def test_the_entropy_is_that_of_the_distributions_drawn_from(model, outputs):
+    for output in outputs[::3]:
+        whole = torch.tensor([output.prompt + output.tokens[:-1]])
+        with torch.no_grad():
+            logits = model.head(model(whole))[0, len(output.prompt) - 1 :]
+        expected = torch.distributions.Categorical(logits=logits.double()).entropy().sum()
+        assert output.entropy == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_equal_outputs_are_merged_with_their_number(outputs):
+    drawn = [outputs[0], outputs[1], outputs[0], outputs[4], outputs[0]]
+    assert outputs[0].tokens != outputs[1].tokens
+    assert merge_equal(drawn, range(5), [1.0, 1.0, 1.0, 1.0, 1.0]) == ([0, 1, 3], [3, 1, 1])
+    assert merge_equal(drawn, range(1, 5), [1.0, 1.0, 1.0, 1.0, 2.0]) == ([1, 2, 3, 4], [1, 1, 1, 1])
+    other = replace(outputs[0], prompt=[9, 9])  # the same answer to another question
+    assert merge_equal([outputs[0], other], range(2), [1.0, 1.0]) == ([0, 1], [1, 1])
+
+
+def test_a_repeated_cache_continues_each_sequence_on_its_own(model):
+    """Two copies of two prompts, fed different tokens: each gets what its whole sequence gets without a cache."""
+    tokens = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]])
+    cache = model.new_cache(2, 8, drafts=False)
+    model.prefill(tokens, cache, torch.tensor([4, 2]))
+    cache = cache.repeat(2)
+    model.decode_step(torch.tensor([[20], [21], [22], [23]]), cache)
+    logits = model.decode_step(torch.tensor([[30], [31], [32], [33]]), cache).logits[:, -1]
+    for row, start in enumerate(([5, 6, 7, 8], [5, 6, 7, 8], [9, 10], [9, 10])):
+        whole = model.head(model(torch.tensor([[*start, 20 + row, 30 + row]]))[:, -1])
+        torch.testing.assert_close(logits[row], whole[0].float(), rtol=1e-4, atol=1e-5)
 
 
 def test_replay_keeps_the_experts_when_the_router_has_moved(model, outputs):

@@ -1,5 +1,6 @@
 """GRPO's equations against plain loops over numbers: advantages, clip, KL, every normalisation, gradients by hand."""
 
+import itertools
 import math
 
 import numpy as np
@@ -111,6 +112,51 @@ def test_any_split_into_passes_adds_up(name):
         torch.testing.assert_close(gradient(parts), whole, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("name", NORMALIZATIONS)
+def test_an_output_with_copies_counts_as_often_as_if_it_stood_there(name):
+    lengths, output, _, _, labels, logp, old, reference, advantage = case(2)
+    kind = normalization(name)
+    own = logp[np.arange(len(labels)), labels]
+
+    def result(indices, copies):
+        """Outputs of `case` by number, as if drawn in this order."""
+        places = [np.flatnonzero(output == i) for i in indices]
+        order = np.concatenate(places)
+        owner = torch.tensor([n for n, place in enumerate(places) for _ in place])
+        times = [1] * len(indices) if copies is None else copies
+        drawn = torch.tensor([lengths[i] for i, n in zip(indices, times, strict=True) for _ in range(n)])
+        share = token_weights(drawn, kind, LIMIT)[np.cumsum([0, *times[:-1]])]
+        leaf = torch.tensor(own[order], requires_grad=True)
+        found = policy_loss(
+            leaf,
+            torch.tensor(old[order]),
+            torch.tensor(reference[order]),
+            owner,
+            torch.tensor(advantage[indices]),
+            share,
+            copies=None if copies is None else torch.tensor(copies),
+            **OPTIONS,
+            whole=kind.whole,
+        )
+        found.loss.backward()
+        slope = {}
+        for n, i in enumerate(indices):
+            slope[i] = slope.get(i, 0) + leaf.grad[owner == n]
+        return found, slope
+
+    merged, slope = result([0, 3, 4], [3, 1, 2])
+    apart, each = result([0, 0, 0, 3, 4, 4], None)
+    assert (
+        merged.count
+        == apart.count
+        == 3 * (1 if kind.whole else 3) + (1 if kind.whole else 5) + 2 * (1 if kind.whole else 2)
+    )
+    for name_ in ("loss", "kl", "clipped"):
+        torch.testing.assert_close(getattr(merged, name_).double(), getattr(apart, name_).double())
+    for i in (0, 3, 4):
+        torch.testing.assert_close(slope[i], each[i])
+
+
 def test_on_policy_it_is_the_policy_gradient_and_the_reference_costs_nothing():
     own = torch.tensor([-1.0, -2.0, -0.5], dtype=torch.float64, requires_grad=True)
     output, gain, share = (
@@ -125,6 +171,15 @@ def test_on_policy_it_is_the_policy_gradient_and_the_reference_costs_nothing():
         policy_loss(own, own, None, output, gain, share, **OPTIONS)
 
 
+def test_the_rate_warms_up_and_decays():
+    constant = GrpoConfig(learning_rate=1.0, steps=9)
+    assert [constant.rate(step) for step in (0, 5, 8)] == [1.0, 1.0, 1.0]
+    config = GrpoConfig(learning_rate=1.0, final_rate=0.2, warmup=3, steps=10)
+    rates = [config.rate(step) for step in range(10)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0] and rates[-1] == pytest.approx(0.2)
+    assert rates[6] == pytest.approx(0.6) and all(a > b for a, b in itertools.pairwise(rates[3:]))
+
+
 def test_limits_name_themselves():
     with pytest.raises(UserError, match=r"grpo.normalization: must be one of .*got 'nothing'"):
         normalization("nothing")
@@ -133,6 +188,8 @@ def test_limits_name_themselves():
         ({"minibatches": 5}, "grpo.minibatches: must divide grpo.prompts = 16; got 5"),
         ({"temperature": 0.0}, "grpo.temperature: must be positive"),
         ({"beta": -1.0}, "grpo.beta: must be at least 0"),
+        ({"judge": -1.0}, "grpo.judge: must be at least 0"),
+        ({"final_rate": 1.0}, r"grpo.final_rate: must be between 0 and grpo.learning_rate = 1e-06; got 1.0"),
     ):
         with pytest.raises(UserError, match=words):
             GrpoConfig(**change)
