@@ -105,6 +105,17 @@ class PostTrainer(ABC):
         """State beside model and optimizer."""
         return {}
 
+    def extra_meta(self) -> dict[str, Any]:
+        """JSON state, for what a step draws that is no function of (seed, step)."""
+        return {}
+
+    def load_extra_meta(self, meta: dict[str, Any]) -> None:
+        """Continue from what `extra_meta` gave."""
+
+    def evaluation_due(self) -> bool:
+        """Whether an evaluation follows the step that has just been taken; one always follows the last."""
+        return bool(self.eval_every) and self.step % self.eval_every == 0
+
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
     def _tensors(self) -> dict[str, Any]:
@@ -114,7 +125,7 @@ class PostTrainer(ABC):
     def save(self) -> Path:
         """Write a checkpoint of this moment."""
         meta = {"step": self.step, "updates": self.updates, "tokens": self.tokens, "config": self.config}
-        return save_checkpoint(self.folder, self.step, self._tensors(), meta)
+        return save_checkpoint(self.folder, self.step, self._tensors(), meta | self.extra_meta())
 
     def resume(self) -> None:
         """Continue from the newest checkpoint, if there is one. The stage calls it when it is complete."""
@@ -123,6 +134,7 @@ class PostTrainer(ABC):
             return
         meta = checkpoint.meta
         self.step, self.updates, self.tokens = meta["step"], meta["updates"], meta["tokens"]
+        self.load_extra_meta(meta)
         print(f"  continuing from step {self.step} ({checkpoint.path})", flush=True)
 
     # --- the loop ----------------------------------------------------------------------------------------------------
@@ -151,7 +163,7 @@ class PostTrainer(ABC):
                     record = self.train_step()
                     metrics.write(self.step, tokens=self.tokens, **record)
                     last = self.step == self.total_steps
-                    if last or (self.eval_every and self.step % self.eval_every == 0):
+                    if last or self.evaluation_due():
                         metrics.write(self.step, held_out=self.evaluate())
                     due = self.checkpoint_every and self.step % self.checkpoint_every == 0
                     if last or due or self._interrupted:
