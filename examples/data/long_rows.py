@@ -33,12 +33,13 @@ class Piece(NamedTuple):
     start: int
     end: int
 
-    def __len__(self) -> int:
+    @property
+    def tokens(self) -> int:
         return self.end - self.start
 
 
 class LongRows:
-    """An endless stream of packed rows, resumable to the bit. The length of rows may change from batch to batch.
+    """An endless stream of packed rows, resumable to the bit; the interface of `PackedLoader`, for one rank.
 
     readers: shards of each source, made with one tokenizer. weights: share of tokens per source. seed: of the order.
     A batch is chosen from a pool of pieces with one row more than it needs; the oldest piece always goes out.
@@ -48,11 +49,15 @@ class LongRows:
         self,
         readers: Mapping[str, ShardReader],
         weights: Mapping[str, float],
+        seq_len: int,
         *,
         seed: int,
         mask_documents: bool = False,
     ) -> None:
-        self._readers, self._seed, self.mask_documents = list(readers.values()), seed, mask_documents
+        if seq_len < 1:
+            raise UserError(f"long rows: seq_len must be at least 1; got {seq_len}")
+        self._readers, self._seed = list(readers.values()), seed
+        self.seq_len, self.mask_documents, self.source_names = seq_len, mask_documents, list(readers)
         self._fingerprint = self._readers[0].fingerprint
         self._mixture = Mixture(
             {name: len(reader) for name, reader in readers.items()},
@@ -63,61 +68,62 @@ class LongRows:
         self._pool: list[Piece] = []  # oldest first
         self._batches = 0
 
-    def next_batch(self, rows: int, seq_len: int) -> Batch:
-        """The next `rows` rows of `seq_len` tokens to feed and one more to predict."""
-        planned = self.plan(rows, seq_len + 1)
-        shape = (rows, seq_len + 1)
+    def next_batch(self, batch_size: int) -> Batch:
+        """The next `batch_size` rows of `seq_len` tokens to feed and one more to predict."""
+        planned = self.plan(batch_size)
+        shape = (batch_size, self.seq_len + 1)
         tokens, source = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.int32)
         first = np.zeros(shape, dtype=bool)
         for row, pieces in enumerate(planned):
             at = 0
             for piece in pieces:
-                end = at + len(piece)
+                end = at + piece.tokens
                 document = self._readers[piece.source].document(piece.document)
                 tokens[row, at:end] = document[piece.start : piece.end]
                 source[row, at:end], first[row, at] = piece.source, True
                 at = end
         return batch_of_rows(tokens, first, source, self.mask_documents)
 
-    def plan(self, rows: int, capacity: int) -> list[list[Piece]]:
-        """The pieces of the next `rows` rows of exactly `capacity` tokens; they leave the pool."""
-        if rows < 1 or capacity < 2:
-            raise UserError(
-                f"long rows: rows and tokens of a row must be at least 1 and 2; got {rows}, {capacity}"
-            )
-        self._refill((rows + 1) * capacity, capacity)
+    def plan(self, rows: int) -> list[list[Piece]]:
+        """The pieces of the next `rows` rows of exactly `seq_len` + 1 tokens; they leave the pool."""
+        if rows < 1:
+            raise UserError(f"long rows: batch_size must be at least 1; got {rows}")
+        capacity = self.seq_len + 1
+        self._refill((rows + 1) * capacity)
         filled = sorted(
-            (sorted(row) for row in fill_rows([len(p) for p in self._pool], capacity)), key=lambda r: r[0]
+            (sorted(row) for row in fill_rows([piece.tokens for piece in self._pool], capacity)),
+            key=lambda r: r[0],
         )
         chosen, left = filled[:rows], sorted(i for row in filled[rows:] for i in row)
         planned = [[self._pool[i] for i in row] for row in chosen]
         rest = _BySize([self._pool[i] for i in left])
         for row in planned:
-            room = capacity - sum(map(len, row))
+            room = capacity - sum(piece.tokens for piece in row)
             while room:
                 piece = rest.take(room)
                 row.append(piece)
-                room -= len(piece)
+                room -= piece.tokens
         self._pool = rest.pieces()
         rng = np.random.Generator(np.random.Philox(key=[self._seed, self._batches]))
         self._batches += 1
         # Best fit puts the long ones first: without this, late positions would be those of short documents.
         return [[row[i] for i in rng.permutation(len(row))] for row in planned]
 
-    def _refill(self, tokens: int, capacity: int) -> None:
+    def _refill(self, tokens: int) -> None:
         """Draw documents until the pool holds so many tokens; none of its pieces is longer than a row."""
-        self._pool = [part for piece in self._pool for part in _cut(piece, capacity)]
-        held = sum(map(len, self._pool))
+        held, capacity = sum(piece.tokens for piece in self._pool), self.seq_len + 1
         while held < tokens:
-            drawn = self._mixture.draw()
-            self._pool += _cut(Piece(drawn.source, drawn.document, 0, drawn.length), capacity)
-            held += drawn.length
+            source, document, length = self._mixture.draw()
+            starts = range(0, length, capacity)
+            self._pool += [Piece(source, document, at, min(at + capacity, length)) for at in starts]
+            held += length
 
     def state_dict(self) -> dict[str, Any]:
         """The exact position as JSON."""
         return {
             "version": _STATE_VERSION,
             "tokenizer": self._fingerprint,
+            "seq_len": self.seq_len,
             "batches": self._batches,
             "pool": [list(piece) for piece in self._pool],
             "mixture": self._mixture.state_dict(),
@@ -125,7 +131,11 @@ class LongRows:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue the stream that gave `state`, to the bit; data, weights and seed must be the same."""
-        for key, here in (("version", _STATE_VERSION), ("tokenizer", self._fingerprint)):
+        for key, here in (
+            ("version", _STATE_VERSION),
+            ("tokenizer", self._fingerprint),
+            ("seq_len", self.seq_len),
+        ):
             if state.get(key) != here:
                 raise UserError(
                     f"long rows: {key} of the saved position must be {here}; got {state.get(key)}"
@@ -135,19 +145,12 @@ class LongRows:
         self._pool = [Piece(*piece) for piece in state["pool"]]
 
 
-def _cut(piece: Piece, capacity: int) -> list[Piece]:
-    return [
-        piece._replace(start=at, end=min(at + capacity, piece.end))
-        for at in range(piece.start, piece.end, capacity)
-    ]
-
-
 class _BySize:
     """Pieces that fill what is left of rows."""
 
     def __init__(self, pieces: list[Piece]) -> None:
         self._pieces = dict(enumerate(pieces))  # by age
-        self._sizes = sorted((len(piece), age) for age, piece in self._pieces.items())
+        self._sizes = sorted((piece.tokens, age) for age, piece in self._pieces.items())
 
     def take(self, room: int) -> Piece:
         """The longest piece that fits, else the beginning of the shortest one."""

@@ -65,21 +65,6 @@ class Batch:
         }
         return dataclasses.replace(self, **moved)
 
-    def split(self, rows: int) -> list[Batch]:
-        """The same rows, `rows` at a time (0: all at once)."""
-        size = self.tokens.shape[1] - 1
-        parts = []
-        for at in range(0, len(self.tokens), rows or len(self.tokens)):
-            end = min(at + (rows or len(self.tokens)), len(self.tokens))
-            inside = self.cu_seqlens[(self.cu_seqlens >= at * size) & (self.cu_seqlens <= end * size)]
-            cut = {
-                f.name: getattr(self, f.name)[at:end]
-                for f in dataclasses.fields(self)
-                if f.name not in ("cu_seqlens", "document_mask")
-            }
-            parts.append(dataclasses.replace(self, cu_seqlens=inside - at * size, **cut))
-        return parts
-
 
 def make_batch(
     tokens: np.ndarray,

@@ -18,12 +18,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from examples.configs import RunConfig, to_dict
-from examples.configs.schedules import ContextPhase
 from examples.data.long_rows import LongRows
 from examples.data.shards import ShardReader
+from examples.data.shuffle import RowShuffle
 from examples.data.tokenizer import Tokenizer
 from examples.errors import UserError
 from examples.evals import needle
@@ -32,11 +30,11 @@ from examples.evals.statistics import Score, wilson
 from examples.model.transformer import Transformer
 from examples.stages.stage import Context, write_json
 from examples.stages.tokenize import open_data
-from examples.train.loop import check_tokenizer, mixture_weights
+from examples.train.loop import check_tokenizer, micro_batches, mixture_weights
 from examples.train.metrics import read_metrics
+from examples.train.optim import MOMENTS
 from examples.train.runner import PostTrainer, Weights, start_weights
 
-MOMENTS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 BINS = 4  # of the curve, in each block of the trained length
 MARGIN = 0.05  # nats: a rise from the first block of positions to the last that still counts as flat
 ANSWER_ROOM = 8  # tokens of a needle's context that are left for the answer
@@ -114,9 +112,17 @@ class ExtendTrainer(PostTrainer):
     ) -> None:
         self.settings = extend = config.extend
         self.blocks = blocks
-        self.rows = LongRows(
-            train, mixture_weights(config, train), seed=extend.seed, mask_documents=config.data.document_mask
-        )
+        data, shares = config.data, mixture_weights(config, train)
+        self.rows = []
+        for number, phase in enumerate(extend.phases):
+            rows = LongRows(
+                train,
+                shares,
+                phase.sequence_length,
+                seed=extend.seed + number,
+                mask_documents=data.document_mask,
+            )
+            self.rows.append(RowShuffle(rows, data.shuffle_rows, seed=extend.seed))
         super().__init__(
             folder,
             weights,
@@ -130,18 +136,18 @@ class ExtendTrainer(PostTrainer):
         )
         self.resume()
 
-    def phase(self, step: int) -> ContextPhase:
-        """The phase of step `step`, counted from 0 over both."""
-        first, second = self.settings.phases
-        return first if step < first.steps else second
+    @property
+    def phase(self) -> int:
+        """0 or 1: of the next step."""
+        return int(self.step >= self.settings.first.steps)
 
     def extra_meta(self) -> dict[str, Any]:
-        """Where the rows are."""
-        return {"rows": self.rows.state_dict()}
+        """Where the rows of this phase are."""
+        return {"rows": self.rows[self.phase].state_dict()}
 
     def load_extra_meta(self, meta: dict[str, Any]) -> None:
         """Continue the rows."""
-        self.rows.load_state_dict(meta["rows"])
+        self.rows[self.phase].load_state_dict(meta["rows"])
 
     def evaluation_due(self) -> bool:
         """At the end of a phase."""
@@ -149,31 +155,17 @@ class ExtendTrainer(PostTrainer):
 
     def train_step(self) -> dict[str, Any]:
         """One optimizer step; returns its metrics."""
-        start, phase, extend = time.perf_counter(), self.phase(self.step), self.settings
+        start, extend = time.perf_counter(), self.settings
+        phase, rows = extend.phases[self.phase], self.rows[self.phase]
         self.model.train()
-        batch = self.rows.next_batch(phase.batch_size, phase.sequence_length)
-        count = int(batch.loss_mask.sum())
-        outputs = []
-        for part in batch.split(extend.micro_batch):
-            part = part.to(self.model.embed.weight.device)
-            output = self.model.loss(
-                part.tokens,
-                cu_seqlens=part.cu_seqlens,
-                positions=part.positions,
-                loss_mask=part.loss_mask,
-                mtp_weight=extend.mtp_weight,
-                balance_alpha=extend.balance_alpha,
-                normalizer=count,
-            )
-            output.loss.backward()
-            self.optimizer.accumulate()
-            outputs.append(output)
+        device = self.model.embed.weight.device
+        batches = [rows.next_batch(n).to(device) for n in micro_batches(phase.batch_size, extend.micro_batch)]
+        losses = self.backward(batches, extend.mtp_weight, extend.balance_alpha)
         norm = self.update(phase.learning_rate, extend.bias_speed)
         tokens = phase.batch_size * phase.sequence_length
         self.step, self.tokens = self.step + 1, self.tokens + tokens
         return {
-            "loss": float(sum(output.main for output in outputs)),
-            "mtp_loss": [float(sum(values)) for values in zip(*(o.mtp for o in outputs), strict=True)],
+            **losses,
             "sequence_length": phase.sequence_length,
             "lr": phase.learning_rate,
             "grad_norm": norm,
@@ -205,9 +197,9 @@ class Haystack:
             if len(self.filler) >= extend.needles * max(wanted):
                 break
             self.filler += reader.document(number).tolist()
-        own = 2 * max(len(tokenizer.encode(n.fact)) for n in self.needles)
+        own = max(len(tokenizer.encode(n.fact) + tokenizer.encode(n.question)) for n in self.needles) + 1
         self.lengths = [
-            length - ANSWER_ROOM for length in wanted if own < length - ANSWER_ROOM <= len(self.filler)
+            length - ANSWER_ROOM for length in wanted if own <= length - ANSWER_ROOM <= len(self.filler)
         ]
 
     def search(self, model: Transformer) -> dict[str, Any] | None:

@@ -36,11 +36,11 @@ from examples.stages.stage import Context
 from examples.stages.tokenize import tokenizer_path
 from examples.train.grpo import PolicyLoss, advantages, normalization, policy_loss, token_weights
 from examples.train.loop import check_tokenizer
+from examples.train.optim import MOMENTS
 from examples.train.runner import PostTrainer, Weights, start_weights
 
 Reward = Callable[[str, str, dict[str, Any]], float]
 POOL = 4096  # training problems, drawn from with replacement between steps
-MOMENTS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 ENTROPY_ROWS = 1024  # logits [this, V] exist at once
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from examples.configs.schedules import AdamWSettings
+from examples.data.pack import Batch
 from examples.errors import UserError
 from examples.model.config import ModelConfig
 from examples.model.transformer import Transformer
@@ -110,7 +112,9 @@ class PostTrainer(ABC):
         return {}
 
     def load_extra_meta(self, meta: dict[str, Any]) -> None:
-        """Continue from what `extra_meta` gave."""
+        """Continue from what `extra_meta` gave: who gives something reads it."""
+        if self.extra_meta():
+            raise NotImplementedError
 
     def evaluation_due(self) -> bool:
         """Whether an evaluation follows the step that has just been taken; one always follows the last."""
@@ -138,6 +142,28 @@ class PostTrainer(ABC):
         print(f"  continuing from step {self.step} ({checkpoint.path})", flush=True)
 
     # --- the loop ----------------------------------------------------------------------------------------------------
+
+    def backward(self, batches: Sequence[Batch], mtp_weight: float, balance_alpha: float) -> dict[str, Any]:
+        """Add up the gradients of one step's loss, batch by batch; returns its parts."""
+        count = sum(int(batch.loss_mask.sum()) for batch in batches)
+        outputs = []
+        for batch in batches:
+            output = self.model.loss(
+                batch.tokens,
+                cu_seqlens=batch.cu_seqlens,
+                positions=batch.positions,
+                loss_mask=batch.loss_mask,
+                mtp_weight=mtp_weight,
+                balance_alpha=balance_alpha,
+                normalizer=max(count, 1),
+            )
+            output.loss.backward()
+            self.optimizer.accumulate()
+            outputs.append(output)
+        return {
+            "loss": float(sum(output.main for output in outputs)),
+            "mtp_loss": [float(sum(values)) for values in zip(*(o.mtp for o in outputs), strict=True)],
+        }
 
     def update(self, lr: float, bias_speed: float) -> float:
         """One optimizer step with the gradients that were accumulated; returns their norm. Not finite is an error."""
