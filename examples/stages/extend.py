@@ -6,7 +6,8 @@ their configuration, so fine-tuning, generation and export follow without being 
 
 The result is loss by position (`examples.evals.positions`) of four models, out to the length of the second phase: `plain`, the
 start with plain RoPE beyond its length; `untrained`, with YaRN and no training; `phase_1`, `phase_2`. And the needle grid before and
-after.
+after. `shown` says whether the extended model is flat and the plain one is not; a model that was trained too little to use positions
+(`--quick`) has nothing to lose beyond its length, and says so.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ def run(context: Context) -> dict[str, Any]:
     stages = [r["held_out"] for r in read_metrics(context.folder / "metrics.jsonl") if "held_out" in r]
     positions = {"plain": start["positions"], "untrained": stages[0]}
     positions |= {f"phase_{number}": found for number, found in enumerate(stages[1:], 1)}
+    flat = {name: found["rise"] <= MARGIN for name, found in positions.items()}
     result = {
         "start": config.start,
         "trained_length": trained,
@@ -72,7 +74,8 @@ def run(context: Context) -> dict[str, Any]:
         "bin_width": trained // BINS,
         "blocks": len(blocks.sources),
         "margin": MARGIN,
-        "flat": {name: found["rise"] <= MARGIN for name, found in positions.items()},
+        "flat": flat,
+        "shown": flat["phase_2"] and not flat["plain"],
         "needle": {
             "filler": haystack.source,
             "before": start["needle"],
@@ -245,6 +248,10 @@ def _say_result(result: dict[str, Any]) -> None:
         print(
             f"  {name:10} {found['first']:8.4f}{found['last']:8.4f}  rise {found['rise']:+.4f} +- "
             f"{found['standard_error'] or 0:.4f}  {'flat' if result['flat'][name] else 'NOT flat'}"
+        )
+    if result["flat"]["plain"]:
+        print(
+            "  plain RoPE is flat too: this model has hardly learnt from positions, and the run shows nothing of YaRN"
         )
     for when in ("before", "after"):
         grid = result["needle"][when]

@@ -28,13 +28,26 @@ def figures(result: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def perplexity(path: Path, result: Mapping[str, Any]) -> None:
-    """exp(mean nats) of the same blocks in bins of positions, one line per model; dotted: the lengths of training."""
+    """exp(mean nats) of the same blocks at every distance: thick, of whole blocks; thin, in bins of positions, whose ups and
+    downs are those of the blocks' own text. Dotted: the lengths of training."""
     figure, axis = plt.subplots(figsize=(8, 4))
-    width = result["bin_width"]
+    width, length = result["bin_width"], result["trained_length"]
     for name, (label, color, style) in CURVES.items():
-        values = [math.exp(nats) for nats in result["positions"][name]["curve"]]
-        at = [width * (i + 0.5) for i in range(len(values))]
-        axis.plot(at, values, label=label, color=color, linestyle=style, marker="o", markersize=3)
+        nats = result["positions"][name]["curve"]
+        at = [width * (i + 0.5) for i in range(len(nats))]
+        axis.plot(at, [math.exp(v) for v in nats], color=color, linestyle=style, linewidth=0.8, alpha=0.5)
+        bins = length // width
+        for block in range(len(nats) // bins):
+            mean = math.exp(sum(nats[block * bins : (block + 1) * bins]) / bins)
+            axis.hlines(
+                mean,
+                block * length,
+                (block + 1) * length,
+                color=color,
+                linestyle=style,
+                linewidth=2.5,
+                label=None if block else label,
+            )
     lengths = [result["trained_length"], *(phase["sequence_length"] for phase in result["phases"])]
     for length, what in zip(lengths, ("pre-trained", "phase 1", "phase 2"), strict=True):
         axis.axvline(length, color="gray", linestyle=":", linewidth=1)
@@ -42,7 +55,7 @@ def perplexity(path: Path, result: Mapping[str, Any]) -> None:
             what, (length, 0.02), xycoords=("data", "axes fraction"), fontsize=7, rotation=90, ha="right"
         )
     axis.set(
-        title=f"perplexity by position, the same {result['blocks']} blocks everywhere",
+        title=f"perplexity by position: the same {result['blocks']} blocks with 0, 1, 2 ... blocks before them",
         xlabel="position",
         ylabel="perplexity",
     )
@@ -61,7 +74,9 @@ def needles(path: Path, result: Mapping[str, Any]) -> None:
         image = axis.imshow(columns, aspect="auto", vmin=min(values), vmax=max(values), cmap="viridis")
         for column, found in enumerate(grid["accuracy"]):
             for row, share in enumerate(found):
-                axis.text(column, row, f"{share:.0%}", ha="center", va="center", color="white", fontsize=8)
+                bright = image.norm(columns[row][column]) > 0.6
+                color = "black" if bright else "white"
+                axis.text(column, row, f"{share:.0%}", ha="center", va="center", color=color, fontsize=8)
         axis.set_xticks(range(len(grid["lengths"])), grid["lengths"])
         axis.set_yticks(range(len(grid["depths"])), [f"{depth:.0%}" for depth in grid["depths"]])
         label = ", near chance" if grid["score"]["near_chance"] else ""

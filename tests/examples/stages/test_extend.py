@@ -183,6 +183,7 @@ def test_the_result_says_what_was_measured(finished):
         assert one["first"] == pytest.approx(sum(one["curve"][:4]) / 4)
         assert one["last"] == pytest.approx(sum(one["curve"][-4:]) / 4)
         assert found["flat"][name] == (one["rise"] <= found["margin"])
+    assert found["shown"] == (found["flat"]["phase_2"] and not found["flat"]["plain"])
     # Within the trained length plain RoPE and YaRN differ by the temperature and the stretched frequencies, not by much.
     assert found["positions"]["untrained"]["first"] == pytest.approx(
         found["positions"]["plain"]["first"], abs=0.1
