@@ -39,7 +39,8 @@ class Blocks:
 
 def find_blocks(readers: Mapping[str, ShardReader], length: int, multiples: int, count: int) -> Blocks:
     """At most `count` blocks of each source, from documents of more than `multiples` * `length` tokens, one of each document
-    as long as there are enough. Sources without such documents are left out; without any, `UserError`."""
+    as long as there are enough. Sources without such documents are left out; if all are, the documents of each are joined, as
+    in a row of pre-training. `UserError` if even then nothing is long enough."""
     if length < 1 or multiples < 1 or count < 1:
         raise UserError(
             f"positions: length, multiples and count must be at least 1; got {length}, {multiples}, {count}"
@@ -47,18 +48,38 @@ def find_blocks(readers: Mapping[str, ShardReader], length: int, multiples: int,
     whole = length * multiples
     texts: list[np.ndarray] = []
     sources: list[str] = []
-    for name, reader in readers.items():
-        places = [(i, at) for i in range(len(reader)) for at in range(0, reader.length(i) - whole, whole)]
-        places.sort(key=lambda place: (place[1], place[0]))
-        texts += [reader.document(i)[at : at + whole + 1] for i, at in places[:count]]
-        sources += [name] * min(count, len(places))
-    if not texts:
+    for joined in (False, True):
+        for name, reader in readers.items():
+            found = _texts(reader, whole, count, joined=joined)
+            texts += found
+            sources += [name] * len(found)
+        if texts:
+            break
+    else:
         raise UserError(
-            f"positions: a held-out document must have more than {whole} tokens to measure up to there; "
-            f"got at most {max((r.length(i) for r in readers.values() for i in range(len(r))), default=0)}"
+            f"positions: the held-out text of a source must have more than {whole} tokens to measure up to there; "
+            f"got at most {max((reader.tokens for reader in readers.values()), default=0)}"
         )
     tokens = torch.from_numpy(np.stack(texts).astype(np.int64))
     return Blocks(length, [tokens[:, -(m * length + 1) :] for m in range(1, multiples + 1)], sources)
+
+
+def _texts(reader: ShardReader, whole: int, count: int, *, joined: bool) -> list[np.ndarray]:
+    """Stretches of `whole` + 1 tokens: first the beginnings of documents, then what follows in them."""
+    if joined:
+        parts, held = [], 0
+        for i in range(len(reader)):
+            if held > count * whole:
+                break
+            parts.append(reader.document(i))
+            held += len(parts[-1])
+        documents = [np.concatenate(parts)] if parts else []
+        lengths = [held] * len(documents)
+    else:
+        documents, lengths = [], [reader.length(i) for i in range(len(reader))]
+    places = [(at, i) for i, size in enumerate(lengths) for at in range(0, size - whole, whole)]
+    chosen = sorted(places)[:count]
+    return [(documents[i] if joined else reader.document(i))[at : at + whole + 1] for at, i in chosen]
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ class Reader:
 
     def __init__(self, *documents):
         self.documents = [np.array(d, dtype=np.uint32) for d in documents]
+        self.tokens = sum(map(len, documents))
 
     def __len__(self):
         return len(self.documents)
@@ -40,11 +41,20 @@ def test_the_same_block_ends_every_row():
     assert find_blocks({"a": reader}, 4, 3, 2).sources == ["a"] * 2
 
 
+def test_short_documents_are_joined_if_there_are_no_others():
+    short = [list(range(10 * d, 10 * d + 5)) for d in range(6)]
+    blocks = find_blocks({"a": Reader(*short), "b": Reader([1, 2])}, 4, 3, 2)
+    joined = [token for document in short for token in document]
+    assert blocks.sources == ["a", "a"]
+    assert blocks.rows[2].tolist() == [joined[:13], joined[12:25]]
+    assert find_blocks({"a": Reader(*short), "b": Reader(range(13))}, 4, 3, 2).sources == ["b"]
+
+
 def test_too_short_texts_are_said():
     with pytest.raises(
-        UserError, match="must have more than 40 tokens to measure up to there; got at most 25"
+        UserError, match="must have more than 40 tokens to measure up to there; got at most 30"
     ):
-        find_blocks({"a": Reader(range(25))}, 10, 4, 1)
+        find_blocks({"a": Reader(range(25), range(5))}, 10, 4, 1)
     with pytest.raises(UserError, match="must be at least 1; got 4, 3, 0"):
         find_blocks({"a": Reader(range(25))}, 4, 3, 0)
 
