@@ -76,6 +76,7 @@ def quick(config: RunConfig) -> RunConfig:
     return replace(
         config,
         train=replace(config.train, schedule=shorter),
+        extend=config.extend.shorter(3),
         sft=replace(sft, counts=counts),
         grpo=replace(grpo, steps=max(1, grpo.steps // 3)),
         distill=replace(distill, problems=max(1, distill.problems // 2)),

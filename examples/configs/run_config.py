@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from examples.configs.extension import ExtendConfig
 from examples.configs.post_training import DistillConfig, GrpoConfig, SftConfig
 from examples.configs.schedules import REPORT, Pretraining
 from examples.errors import UserError
@@ -88,6 +89,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    extend: ExtendConfig = field(default_factory=ExtendConfig)
     sft: SftConfig = field(default_factory=SftConfig)
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)

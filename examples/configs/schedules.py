@@ -195,7 +195,7 @@ class ContextPhase:
     sequence_length: int
     batch_size: int
     steps: int = 1000
-    learning_rate: float = 7.3e-6
+    learning_rate: float = LearningRate.last
 
     @property
     def tokens(self) -> int:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from examples.configs.extension import ExtendConfig
 from examples.configs.post_training import DistillConfig, GrpoConfig, SftConfig
 from examples.configs.run_config import DataConfig, RunConfig, TrainConfig
-from examples.configs.schedules import REPORT, SftSchedule
-from examples.model.config import ModelConfig
+from examples.configs.schedules import REPORT, ContextPhase, SftSchedule
+from examples.model.config import ModelConfig, YarnConfig
 from examples.rewards.style import StyleLimits
+
+SCHEDULE = REPORT.scaled(
+    2000 * 32 * 512,
+    sequence_length=512,
+    start_batch=16,
+    end_batch=32,
+    warmup_fraction=0.05,
+    peak_lr=1.5e-3,
+    bias_speed=0.003,
+)
+LAST_RATE = SCHEDULE.learning_rate.last
 
 CONFIG = RunConfig(
     name="small",
@@ -35,18 +47,17 @@ CONFIG = RunConfig(
     ),
     data=DataConfig(seq_len=512, shuffle_rows=1024),
     train=TrainConfig(
-        schedule=REPORT.scaled(
-            2000 * 32 * 512,
-            sequence_length=512,
-            start_batch=16,
-            end_batch=32,
-            warmup_fraction=0.05,
-            peak_lr=1.5e-3,
-            bias_speed=0.003,
-        ),
+        schedule=SCHEDULE,
         eval_every=100,
         checkpoint_every=250,
         ema_decay=0.99,
+    ),
+    # As in `tiny`: to 4 times the trained length, s = 5.
+    extend=ExtendConfig(
+        yarn=YarnConfig(factor=5.0, original_max=512),
+        first=ContextPhase(1024, 16, steps=50, learning_rate=LAST_RATE),
+        second=ContextPhase(2048, 8, steps=50, learning_rate=LAST_RATE),
+        checkpoint_every=25,
     ),
     # As in `tiny`: rates that keep the report's 5 : 1, mostly verifiable problems. Not tuned.
     sft=SftConfig(

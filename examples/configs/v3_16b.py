@@ -7,8 +7,9 @@ fixes: routed_scale, the rates (section 4.2's), and the places of the schedule's
 
 from __future__ import annotations
 
+from examples.configs.extension import ExtendConfig
 from examples.configs.run_config import DataConfig, RunConfig, TrainConfig
-from examples.configs.schedules import BILLION, REPORT
+from examples.configs.schedules import BILLION, REPORT, ContextPhase
 from examples.model.config import ModelConfig
 
 CONFIG = RunConfig(
@@ -46,4 +47,6 @@ CONFIG = RunConfig(
             warmup_fraction=0.028,  # about the report's 2000 steps
         ),
     ),
+    # The report's lengths and YaRN; batches with as many tokens as its last ones of pre-training.
+    extend=ExtendConfig(first=ContextPhase(32 * 1024, 576), second=ContextPhase(128 * 1024, 144)),
 )

@@ -1,11 +1,12 @@
 """DeepSeek-V3 itself: report sections 4.2 (shape, optimizer, schedules), 2.1.2 (routing) and 3.3 (FP8).
 
 671.026B parameters, and 11.61B more that only the MTP module has. `routed_scale` and the 8 groups come from the
-released configuration, the rest from the report; YaRN comes later, with the context extension (section 4.3).
+released configuration, the rest from the report; YaRN comes later, with the context extension (section 4.3): `extend`.
 """
 
 from __future__ import annotations
 
+from examples.configs.extension import ExtendConfig
 from examples.configs.run_config import DataConfig, RunConfig, TrainConfig
 from examples.configs.schedules import REPORT
 from examples.model.config import ModelConfig
@@ -41,4 +42,5 @@ CONFIG = RunConfig(
     ),
     data=DataConfig(seq_len=4096, fim_rate=0.1, document_mask=False),
     train=TrainConfig(schedule=REPORT, moments="bf16"),
+    extend=ExtendConfig(),
 )

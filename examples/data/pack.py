@@ -80,24 +80,34 @@ def make_batch(
         tokens: [B * S + 1] ids; first: [B * S + 1] bool, True on the first token of a document;
         source: [B * S + 1] source number of each token.
     """
-    n = batch_size * seq_len
-    place = np.arange(n, dtype=np.int64)
+
+    def windows(values: np.ndarray) -> np.ndarray:
+        return np.lib.stride_tricks.sliding_window_view(values[: batch_size * seq_len + 1], seq_len + 1)[
+            ::seq_len
+        ]
+
+    return batch_of_rows(windows(tokens), windows(first), windows(source), document_mask)
+
+
+def batch_of_rows(tokens: np.ndarray, first: np.ndarray, source: np.ndarray, document_mask: bool) -> Batch:
+    """Rows that are cut already as a `Batch`; all [B, S + 1]: ids, whether a document begins there, source number."""
+    rows, seq_len = tokens.shape[0], tokens.shape[1] - 1
+    place = np.arange(rows * seq_len, dtype=np.int64)
     starts = place % seq_len == 0
-    loss_mask = np.ones(n, dtype=bool)
+    loss_mask = np.ones((rows, seq_len), dtype=bool)
     if document_mask:
-        starts |= first[:n]
-        loss_mask = ~first[1:]
+        starts |= first[:, :-1].reshape(-1)
+        loss_mask = ~first[:, 1:]
     segment_start = np.maximum.accumulate(np.where(starts, place, 0))
-    rows = np.lib.stride_tricks.sliding_window_view(tokens.astype(np.int64), seq_len + 1)[::seq_len]
 
     def shaped(values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values).reshape(batch_size, seq_len))
+        return torch.from_numpy(np.ascontiguousarray(values).reshape(rows, seq_len))
 
     return Batch(
-        tokens=torch.from_numpy(rows.copy()),
+        tokens=torch.from_numpy(tokens.astype(np.int64)),
         positions=shaped(place - segment_start),
-        cu_seqlens=torch.from_numpy(np.append(np.flatnonzero(starts), n).astype(np.int32)),
-        source=shaped(source[1:].astype(np.int64)),
+        cu_seqlens=torch.from_numpy(np.append(np.flatnonzero(starts), place.size).astype(np.int32)),
+        source=shaped(source[:, 1:].astype(np.int64)),
         loss_mask=shaped(loss_mask),
         document_mask=document_mask,
     )

@@ -1,6 +1,6 @@
 """The stages of the recipe, in order. A stage is one readable file: see `examples.stages.stage`."""
 
-from examples.stages import distill, evaluate, generate, grpo, pretrain, report, sft, tokenize
+from examples.stages import distill, evaluate, extend, generate, grpo, pretrain, report, sft, tokenize
 from examples.stages.stage import Stage
 
 RECIPE = (
@@ -13,6 +13,7 @@ RECIPE = (
         "twin without the routing bias (section 4.5.2)",
     ),
     Stage("fp8", ("tokenize",), pretrain.run_fp8, "twin in FP8 (section 3.3)"),
+    Stage("extend", ("pretrain",), extend.run, "YaRN context extension in two phases (section 4.3)"),
     Stage("evaluate", ("pretrain",), evaluate.run, "bits per byte of each source"),
     Stage("generate", ("pretrain",), generate.run, "latent-cache generation and MTP speculative decoding"),
     Stage("report", ("pretrain",), report.run, "report.md, report.html and the pictures"),

@@ -32,10 +32,9 @@ from examples.stages.tasks import Task, greedy_accuracy, make_task
 from examples.stages.tokenize import tokenizer_path
 from examples.train.grpo import advantages, normalization, policy_loss, token_weights
 from examples.train.loop import check_tokenizer
+from examples.train.optim import MOMENTS
 from examples.train.outputs import PackedOutputs, merge_equal, pack_outputs, token_logprobs
 from examples.train.runner import PostTrainer, Weights, start_weights
-
-MOMENTS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def run(context: Context) -> dict[str, Any]:

@@ -27,11 +27,11 @@ from examples.rollout.generate import generate
 from examples.stages.stage import Context, write_json
 from examples.stages.tokenize import tokenizer_path
 from examples.train.loop import check_tokenizer
+from examples.train.optim import MOMENTS
 from examples.train.runner import PostTrainer, Weights, start_weights
 
 SHOWN = 2  # held-out questions of each source whose answers are shown
 SHOWN_TOKENS = 48
-MOMENTS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -141,28 +141,13 @@ class SftTrainer(PostTrainer):
         self.model.train()
         device = self.model.embed.weight.device
         batches = [batch.to(device) for batch in self.rows.batches(self.step, sft.micro_batch)]
-        count = sum(int(batch.loss_mask.sum()) for batch in batches)
-        outputs = []
-        for batch in batches:
-            output = self.model.loss(
-                batch.tokens,
-                cu_seqlens=batch.cu_seqlens,
-                positions=batch.positions,
-                loss_mask=batch.loss_mask,
-                mtp_weight=sft.mtp_weight,
-                balance_alpha=sft.balance_alpha,
-                normalizer=max(count, 1),
-            )
-            output.loss.backward()
-            self.optimizer.accumulate()
-            outputs.append(output)
+        losses = self.backward(batches, sft.mtp_weight, sft.balance_alpha)
         norm = self.update(lr, sft.bias_speed)
         tokens = sum(batch.loss_mask.numel() for batch in batches)
         self.step, self.tokens = self.step + 1, self.tokens + tokens
         return {
-            "loss": float(sum(output.main for output in outputs)),
-            "mtp_loss": [float(sum(values)) for values in zip(*(o.mtp for o in outputs), strict=True)],
-            "answer_tokens": count,
+            **losses,
+            "answer_tokens": sum(int(batch.loss_mask.sum()) for batch in batches),
             "lr": lr,
             "grad_norm": norm,
             "tokens_per_second": tokens / (time.perf_counter() - start),

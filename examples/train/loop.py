@@ -27,10 +27,8 @@ from examples.model.transformer import LossOutput, Transformer
 from examples.train.checkpoint import load_latest, save_checkpoint
 from examples.train.guard import GuardPolicy, LossGuard
 from examples.train.metrics import MetricsWriter, Progress
-from examples.train.optim import MixedAdamW
+from examples.train.optim import MOMENTS, MixedAdamW
 from examples.train.rng import capture_rng, restore_rng, seed_rng
-
-_MOMENTS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class Trainer:
@@ -54,7 +52,7 @@ class Trainer:
         # After construction, which draws more or fewer numbers with the precision: a seed means the same weights.
         seed_rng(config.train.seed)
         self.model.reset_parameters()
-        self.optimizer = MixedAdamW(self.model, self.schedule.optimizer, _MOMENTS[config.train.moments])
+        self.optimizer = MixedAdamW(self.model, self.schedule.optimizer, MOMENTS[config.train.moments])
         self.ema = CpuEma(self.optimizer.masters, config.train.ema_decay)
         data = config.data
         self.weights = mixture_weights(config, train)
@@ -198,9 +196,8 @@ class Trainer:
         }
 
     def _micro_batches(self, rows: int) -> list[Batch]:
-        size = self.config.train.micro_batch or rows
         device = self.model.embed.weight.device
-        sizes = [size] * (rows // size) + ([rows % size] if rows % size else [])
+        sizes = micro_batches(rows, self.config.train.micro_batch)
         return [self.loader.next_batch(n).to(device) for n in sizes]
 
     def _backward(self, batches: list[Batch], mtp_weight: float) -> list[LossOutput]:
@@ -236,6 +233,12 @@ class Trainer:
             mask_documents=data.document_mask,
             weights=self.weights,
         )
+
+
+def micro_batches(rows: int, size: int) -> list[int]:
+    """Rows of each pass: `size` (0: all at once), and what is left."""
+    size = size or rows
+    return [size] * (rows // size) + ([rows % size] if rows % size else [])
 
 
 def mixture_weights(config: RunConfig, train: Mapping[str, ShardReader]) -> dict[str, float]:

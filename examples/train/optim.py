@@ -11,6 +11,8 @@ from deepseek_ops.nn import caches_of, stepping
 from deepseek_ops.optimizer import adamw_, clip_grad_norm
 from examples.configs.schedules import AdamWSettings
 
+MOMENTS = {"bf16": torch.bfloat16, "fp32": torch.float32}  # of `train.moments`
+
 
 class MixedAdamW:
     """The optimizer state of a model, by parameter name.

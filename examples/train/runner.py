@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from examples.configs.schedules import AdamWSettings
+from examples.data.pack import Batch
 from examples.errors import UserError
 from examples.model.config import ModelConfig
 from examples.model.transformer import Transformer
@@ -105,6 +107,19 @@ class PostTrainer(ABC):
         """State beside model and optimizer."""
         return {}
 
+    def extra_meta(self) -> dict[str, Any]:
+        """JSON state, for what a step draws that is no function of (seed, step)."""
+        return {}
+
+    def load_extra_meta(self, meta: dict[str, Any]) -> None:
+        """Continue from what `extra_meta` gave: who gives something reads it."""
+        if self.extra_meta():
+            raise NotImplementedError
+
+    def evaluation_due(self) -> bool:
+        """Whether an evaluation follows the step that has just been taken; one always follows the last."""
+        return bool(self.eval_every) and self.step % self.eval_every == 0
+
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
     def _tensors(self) -> dict[str, Any]:
@@ -114,7 +129,7 @@ class PostTrainer(ABC):
     def save(self) -> Path:
         """Write a checkpoint of this moment."""
         meta = {"step": self.step, "updates": self.updates, "tokens": self.tokens, "config": self.config}
-        return save_checkpoint(self.folder, self.step, self._tensors(), meta)
+        return save_checkpoint(self.folder, self.step, self._tensors(), meta | self.extra_meta())
 
     def resume(self) -> None:
         """Continue from the newest checkpoint, if there is one. The stage calls it when it is complete."""
@@ -123,9 +138,32 @@ class PostTrainer(ABC):
             return
         meta = checkpoint.meta
         self.step, self.updates, self.tokens = meta["step"], meta["updates"], meta["tokens"]
+        self.load_extra_meta(meta)
         print(f"  continuing from step {self.step} ({checkpoint.path})", flush=True)
 
     # --- the loop ----------------------------------------------------------------------------------------------------
+
+    def backward(self, batches: Sequence[Batch], mtp_weight: float, balance_alpha: float) -> dict[str, Any]:
+        """Add up the gradients of one step's loss, batch by batch; returns its parts."""
+        count = sum(int(batch.loss_mask.sum()) for batch in batches)
+        outputs = []
+        for batch in batches:
+            output = self.model.loss(
+                batch.tokens,
+                cu_seqlens=batch.cu_seqlens,
+                positions=batch.positions,
+                loss_mask=batch.loss_mask,
+                mtp_weight=mtp_weight,
+                balance_alpha=balance_alpha,
+                normalizer=max(count, 1),
+            )
+            output.loss.backward()
+            self.optimizer.accumulate()
+            outputs.append(output)
+        return {
+            "loss": float(sum(output.main for output in outputs)),
+            "mtp_loss": [float(sum(values)) for values in zip(*(o.mtp for o in outputs), strict=True)],
+        }
 
     def update(self, lr: float, bias_speed: float) -> float:
         """One optimizer step with the gradients that were accumulated; returns their norm. Not finite is an error."""
@@ -151,7 +189,7 @@ class PostTrainer(ABC):
                     record = self.train_step()
                     metrics.write(self.step, tokens=self.tokens, **record)
                     last = self.step == self.total_steps
-                    if last or (self.eval_every and self.step % self.eval_every == 0):
+                    if last or self.evaluation_due():
                         metrics.write(self.step, held_out=self.evaluate())
                     due = self.checkpoint_every and self.step % self.checkpoint_every == 0
                     if last or due or self._interrupted:

@@ -36,6 +36,17 @@ MICRO = [
     "model.num_experts=8",
     "model.max_positions=128",
     "train.micro_batch=3",
+    "extend.yarn.original_max=32",
+    "extend.first.sequence_length=64",
+    "extend.first.batch_size=4",
+    "extend.first.steps=4",
+    "extend.second.sequence_length=128",
+    "extend.second.batch_size=2",
+    "extend.second.steps=3",
+    "extend.micro_batch=3",
+    "extend.checkpoint_every=3",
+    "extend.eval_blocks=2",
+    "extend.needles=1",
 ]
 
 
