@@ -65,4 +65,5 @@ def quick(config: RunConfig) -> RunConfig:
         batch_quantum=schedule.batch_size.quantum,
         warmup_fraction=rate.warmup_steps / max(1, schedule.count_steps()),
     )
-    return replace(config, train=replace(config.train, schedule=shorter))
+    parts = {"reward": config.reward.quick(), "benchmarks": config.benchmarks.quick()}
+    return replace(config, train=replace(config.train, schedule=shorter), **parts)

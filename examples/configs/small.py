@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from examples.configs.benchmarks import BenchmarksConfig
 from examples.configs.post_training import DistillConfig, GrpoConfig, SftConfig
+from examples.configs.reward import RewardConfig
 from examples.configs.run_config import DataConfig, RunConfig, TrainConfig
 from examples.configs.schedules import REPORT, SftSchedule
 from examples.model.config import ModelConfig
@@ -53,4 +55,12 @@ CONFIG = RunConfig(
     ),
     grpo=GrpoConfig(prompts=32, group=16, learning_rate=1e-4, beta=0.001, max_new_tokens=8),
     distill=DistillConfig(problems=4000, samples=8, max_new_tokens=8),
+    reward=RewardConfig(
+        schedule=SftSchedule(peak=1e-3, final=2e-4),
+        batch_size=8,
+        counts=(4000, 2000, 2000, 1000),
+        max_new_tokens=8,
+        max_rationale=24,
+    ),
+    benchmarks=BenchmarksConfig(document_tokens=512, code_samples=4, code_k=4, code_tokens=96),
 )
