@@ -85,12 +85,12 @@ CONFIG = RunConfig(
         checkpoint_every=20,
     ),
     distill=DistillConfig(problems=1024, samples=8, max_new_tokens=6),
-    # Every other pair is about size, which this model can learn; sums it cannot compare, and its page says so.
+    # Most pairs are about size, which this model can learn; near numbers it cannot compare, and its page says so.
     reward=RewardConfig(
         system="Compare two responses.",
         schedule=SftSchedule(peak=2e-3, final=4e-4, epochs=1),
         batch_size=4,
-        counts=(150, 550, 200, 250),
+        counts=(100, 900, 100, 250),
         held_out=100,
         max_new_tokens=6,
         max_rationale=20,

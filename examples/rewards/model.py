@@ -98,7 +98,7 @@ def judge_chat(triple: Triple, system: str = JUDGE_SYSTEM, answer: str = "") -> 
     """What the judge is asked, and its answer. The question is last, next to where its answer is worked out: as in the chats
     that the model was fine-tuned on."""
     prompt, first, second = triple
-    question = f"{_NAMES[0]}:\n{first}\n\n{_NAMES[1]}:\n{second}\n\nQuestion:\n{prompt}"
+    question = f"{_NAMES[0]}: {first}\n\n{_NAMES[1]}: {second}\n\n{prompt}"
     return chat(question, answer, system)
 
 
@@ -173,12 +173,17 @@ class Judge:
         """Ids of the question, up to where the rationale begins."""
         return encode_prompt(self.tokenizer, judge_chat(triple, self.system)[:-1])
 
+    def reads(self, prompt: str, first: str, second: str) -> bool:
+        """Whether they are short enough, in either order."""
+        both = ((prompt, first, second), (prompt, second, first))
+        return all(len(self.prompt(triple)) <= self.room for triple in both)
+
     def compare(self, triples: Sequence[Triple], seed: int = 0) -> list[Comparison]:
         """Is the first response better? Asked in both orders."""
         both = [*triples, *((prompt, b, a) for prompt, a, b in triples)]
         judged = self.judge(both, seed)
         pairs = zip(judged[: len(triples)], judged[len(triples) :], strict=True)
-        return [Comparison((f.probability + 1 - b.probability) / 2, f, b) for f, b in pairs]
+        return [Comparison(0.5 + (f.probability - b.probability) / 2, f, b) for f, b in pairs]  # 0.5 if equal
 
     def judge(self, triples: Sequence[Triple], seed: int = 0) -> list[Judgement]:
         """Is the first response better? Asked in this order only, which favours whatever place the model likes."""
@@ -245,7 +250,7 @@ class JudgeReward:
     def many(self, asked: Sequence[tuple[str, str, str | Mapping[str, Any]]]) -> list[float]:
         """The same for many at once, which is faster by far; what is asked twice is judged once."""
         triples = [(p, a, b if isinstance(b, str) else str(b["answer"])) for p, a, b in asked]
-        readable = [t for t in dict.fromkeys(triples) if len(self.judge.prompt(t)) <= self.judge.room]
+        readable = [triple for triple in dict.fromkeys(triples) if self.judge.reads(*triple)]
         compared = zip(readable, self.judge.compare(readable), strict=True)
         values = {triple: comparison.probability for triple, comparison in compared}
         return [values.get(triple, 0.0) for triple in triples]

@@ -84,6 +84,7 @@ def run(context: Context) -> dict[str, Any]:
         "steps": trainer.step,
         "pairs": {name: len(group) for name, group in train.items()},
         "dropped": rows.dropped,
+        "unread": trainer.unread,
         "before": first,
         "after": last,
         "voting": voting,
@@ -184,7 +185,7 @@ class RewardTrainer(SftTrainer):
         train: Mapping[str, Sequence[Preference]],
         held_out: Mapping[str, Sequence[Preference]],
     ) -> None:
-        self.reward, self.preferences, self.tokenizer = config.reward, held_out, tokenizer
+        self.reward, self.tokenizer = config.reward, tokenizer
         c = config.reward
         settings = replace(
             config.sft,
@@ -202,6 +203,18 @@ class RewardTrainer(SftTrainer):
             for kinds in (train, held_out)
         ]
         super().__init__(replace(config, sft=settings), folder, weights, tokenizer, *chats)
+        judge = self.judge()
+        self.preferences: Kinds = {}  # held out, as far as the judge can read them
+        for name, group in held_out.items():
+            readable = [p for p in group if judge.reads(p.prompt, p.chosen, p.rejected)]
+            if readable:
+                self.preferences[name] = readable
+        self.unread = sum(map(len, held_out.values())) - sum(map(len, self.preferences.values()))
+        if not self.preferences:
+            raise UserError(
+                f"reward: no held-out pair is short enough for a judge that reads {judge.room} tokens (model.max_positions - "
+                "reward.max_rationale - the verdict)"
+            )
 
     def judge(self, temperature: float = 0.0) -> Judge:
         """A judge with the weights of this moment."""
