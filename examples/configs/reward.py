@@ -45,7 +45,7 @@ class RewardConfig:
     temperature: float = 1.0
     max_new_tokens: int = 1024
     max_rationale: int = 128
-    votes: int = 5
+    votes: int = 6
     vote_temperature: float = 1.0
     vote_pairs: int = 256
     eval_every: int = 0
@@ -55,15 +55,15 @@ class RewardConfig:
     def __post_init__(self) -> None:
         for name, low in {
             "batch_size": 1, "micro_batch": 0, "held_out": 1, "held_out_every": 2, "answers": 2, "max_new_tokens": 1,
-            "max_rationale": 1, "votes": 1, "vote_pairs": 0, "eval_every": 0, "checkpoint_every": 0, "seed": 0,
+            "max_rationale": 1, "votes": 2, "vote_pairs": 0, "eval_every": 0, "checkpoint_every": 0, "seed": 0,
         }.items():  # fmt: skip
             if getattr(self, name) < low:
                 raise UserError(f"reward.{name}: must be at least {low}; got {getattr(self, name)}")
         for name in ("temperature", "vote_temperature"):
             if getattr(self, name) <= 0:
                 raise UserError(f"reward.{name}: must be positive; got {getattr(self, name)}")
-        if self.votes % 2 == 0:
-            raise UserError(f"reward.votes: must be odd, so that no vote ends in a tie; got {self.votes}")
+        if self.votes % 2:
+            raise UserError(f"reward.votes: must be even, half of them in each order; got {self.votes}")
         if len(self.sources) != len(self.counts) or min(self.counts, default=1) < 1:
             raise UserError(
                 f"reward.counts: must be one of 1 or more for each of {len(self.sources)} sources; got {self.counts}"

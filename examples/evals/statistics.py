@@ -44,10 +44,12 @@ def wilson(right: float, count: int) -> tuple[float, float]:
     """95 % interval of a share; sound for small counts and for 0 and 1, unlike the normal approximation."""
     if count < 1 or not 0 <= right <= count:
         raise UserError(f"interval: must have 0 <= right <= count, count >= 1; got {right}, {count}")
-    share, z2 = right / count, _Z * _Z
-    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = _Z / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    value, z2 = right / count, _Z * _Z
+    middle = (value + z2 / (2 * count)) / (1 + z2 / count)
+    half = _Z / (1 + z2 / count) * math.sqrt(value * (1 - value) / count + z2 / (4 * count * count))
+    return min(value, max(0.0, middle - half)), max(
+        value, min(1.0, middle + half)
+    )  # rounding keeps it inside
 
 
 def share(name: str, right: float, count: int, chance: float = 0.0) -> Score:

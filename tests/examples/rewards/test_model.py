@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from examples.configs import get_config
+from examples.data.chat import encode_chat, encode_prompt
 from examples.data.tokenizer import Tokenizer
 from examples.errors import UserError
 from examples.model.transformer import Transformer
 from examples.rewards import model as judging
-from examples.data.chat import encode_chat, encode_prompt
 from examples.rewards.model import (
     JUDGE_SYSTEM,
     MARKER,

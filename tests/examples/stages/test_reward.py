@@ -56,7 +56,7 @@ SETTINGS = [
     "reward.max_rationale=12",
     "reward.max_new_tokens=4",
     "reward.vote_pairs=4",
-    "reward.votes=3",
+    "reward.votes=2",
     "reward.eval_every=8",
     "reward.checkpoint_every=4",
 ]
@@ -98,7 +98,7 @@ def test_the_result_says_for_each_kind_what_was_measured_on_how_many(finished):
             )
             assert row["near_chance"] == (row["low"] <= 0.5) and 0 <= row["first"] <= 1
     assert found["after"]["loss"] < found["before"]["loss"] - 0.5
-    assert {row["votes"] for row in found["voting"].values()} == {3}
+    assert {row["votes"] for row in found["voting"].values()} == {2}
     assert {row["voted"]["count"] for row in found["voting"].values()} == {4}
     assert {s["kind"] for s in found["samples"]} == {"sums", "brevity"}
     assert found["samples"][0].keys() >= {
@@ -261,7 +261,7 @@ def test_voting_by_hand():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"votes": 4}, "reward.votes: must be odd"),
+        ({"votes": 5}, "reward.votes: must be even"),
         ({"counts": (1,)}, "reward.counts: must be one of 1 or more for each of 4 sources"),
         ({"sources": (), "counts": ()}, "hold no preference"),
         ({"temperature": 0.0}, "reward.temperature: must be positive; got 0.0"),
