@@ -21,6 +21,7 @@ orders are asked and averaged, for models like the first response, or the second
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -288,7 +289,7 @@ def agreement(judge: Judge, preferences: Sequence[Preference]) -> dict[str, Any]
 def voting_agreement(judge: Judge, preferences: Sequence[Preference], votes: int) -> dict[str, Any]:
     """What voting adds (section 5.4.2): agreement of one sampled judgement, and of the majority of `votes`.
 
-    The judge needs a temperature above 0. Every other judgement is asked in the other order, so that a vote also averages out
+    The judge needs a temperature above 0; rationale and verdict are both drawn at it. Every other judgement is asked in the other order, so that a vote also averages out
     a liking for one place; every other pair begins with the other order, so that such a liking alone wins half of the votes.
     Returns "single" (a Score; each pair counts with the mean of its judgements), "voted" (a Score; a tie
     counts half), "unanimous" (share of pairs) and "votes".
@@ -305,8 +306,11 @@ def voting_agreement(judge: Judge, preferences: Sequence[Preference], votes: int
             for p, swap in zip(preferences, swapped, strict=True)
         ]
         judged = judge.judge(triples, seed=1_000_003 * number)
+        draw = random.Random(number)
         for ballot, judgement, swap in zip(ballots, judged, swapped, strict=True):
-            ballot.append((judgement.probability > 0.5) != swap)
+            sharp = 1 / judge.temperature
+            first, second = judgement.probability**sharp, (1 - judgement.probability) ** sharp
+            ballot.append((draw.random() * (first + second) < first) != swap)
     winners = [vote(ballot).winner for ballot in ballots]
     count = len(preferences)
     return {

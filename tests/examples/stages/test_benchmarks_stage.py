@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,6 @@ from examples.configs.benchmarks import BenchmarksConfig
 from examples.data.chat import chat, encode_prompt
 from examples.data.chat_sources import sums
 from examples.errors import UserError
-from examples.evals import arithmetic
 from examples.evals.perplexity import text_score
 from examples.evals.statistics import ratio
 from examples.evals.text_model import TextModel
@@ -89,25 +89,40 @@ def test_every_score_has_items_interval_and_chance(found):
     json.dumps(found, allow_nan=False)
 
 
-def test_models_are_asked_in_their_own_form(started, found):
-    """Sums of both models by hand: the base after the corpus' words, the other in a chat."""
-    tokenizer = open_data(started)[0]
+def test_models_are_asked_in_their_own_form(started, monkeypatch):
+    """The base in the corpus' words, the other in a chat; either way the answers are checked exactly."""
+    tokenizer, _, readers = open_data(started)
+    model = start_weights(started / "sft").build().eval()
     problems = sums(12, 0, held_out=True)
-    for name in ("pretrain", "sft"):
-        model = start_weights(started / name).build().eval()
-        right = 0
-        for p in problems:
-            if name == "sft":
-                ids = encode_prompt(tokenizer, chat(p.question, "")[:1])
-            else:
-                ids = [tokenizer.bos_id, *tokenizer.encode(f"Question: {p.question}\nAnswer:")]
-            said = generate(
-                model, [ids], benchmarks.ANSWER_TOKENS, eos=tokenizer.eos_id, batch_invariant=True
-            )
-            text = tokenizer.decode(said.tokens[0], skip_special=True)
-            right += arithmetic.same_answer(arithmetic.stated_answer(text), p.record["answer"])
-        # bf16 on another batch may turn a near tie: at most one of the 12
-        assert abs(row(found, name, "sums")["value"] * 12 - right) <= 1
+    right = {p.question: p.record["answer"] for p in problems}
+    monkeypatch.setattr(
+        benchmarks,
+        "chat_answers",
+        lambda text, questions, new: [right[q] if q != problems[0].question else "x" for q in questions],
+    )
+    said = {f"Question: {q}\nAnswer:": answer for q, answer in right.items()}
+    monkeypatch.setattr(
+        TextModel, "generate_until", lambda self, prompts, *a: [f" {said[p]}\nQuestion: 9" for p in prompts]
+    )
+    tasks = Tasks(CONFIG, tokenizer, readers)
+    (of_chat,), (of_base,) = (tasks.scores("sums", model, is_chat=is_chat) for is_chat in (True, False))
+    assert of_chat["value"] == pytest.approx(11 / 12) and of_base["value"] == 1.0
+    assert of_chat["samples"][0]["said"] == "x"
+    most = max(list(right.values()).count(answer) for answer in right.values())
+    assert of_chat["chance"] == pytest.approx(most / 12)
+
+
+def test_a_chat_is_answered_as_its_model_would(started):
+    """Against generation of each prompt alone, on fp32 weights."""
+    tokenizer = open_data(started)[0]
+    weights = start_weights(started / "sft")
+    model = replace(weights, config=replace(weights.config, precision="fp32")).build().eval()
+    questions = [p.question for p in sums(3, 0, held_out=True)]
+    text = TextModel(model, tokenizer, batch_size=2)
+    for question, answer in zip(questions, benchmarks.chat_answers(text, questions, 3), strict=True):
+        ids = encode_prompt(tokenizer, chat(question, "")[:1])
+        alone = generate(model, [ids], 3, eos=tokenizer.eos_id).tokens[0]
+        assert answer == tokenizer.decode(alone, skip_special=True)
 
 
 def test_bits_per_byte_by_hand(started, found):

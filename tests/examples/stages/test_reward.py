@@ -191,6 +191,8 @@ def test_policy_pairs_need_a_right_and_a_wrong_answer():
     answers = [["x", right[0], "y"], [right[1]] * 3, ["x", "y", "z"], []]
     (pair,) = policy_pairs(problems, answers, grpo.exact_integer)
     assert (pair.prompt, pair.chosen, pair.rejected) == (problems[0].question, right[0], "x")
+    (pair,) = policy_pairs(problems[:1], [[right[0], "x", "y"]], grpo.exact_integer)
+    assert (pair.chosen, pair.rejected) == (right[0], "x")
 
 
 def test_a_policy_that_knows_nothing_leaves_its_kind_out(started, monkeypatch):
@@ -212,6 +214,9 @@ def test_users_pairs_are_split_by_prompt(tmp_path):
     train, held_out = (side[f"user:{path}"] for side in user_pairs([str(path)], 4))
     assert len(train) + len(held_out) == 90
     assert not {p.prompt for p in train} & {p.prompt for p in held_out}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines[:2]))
+    few = user_pairs([str(path)], 10**9)
+    assert [len(side[f"user:{path}"]) for side in few] == [1, 1]  # neither side is empty
     path.write_text(json.dumps(lines[0]) + "\n")
     with pytest.raises(UserError, match="at least 2 different prompts"):
         user_pairs([str(path)], 4)
@@ -243,7 +248,7 @@ def test_a_liking_for_a_place_is_worth_chance(votes):
     found = agreement(judge, PAIRS)
     assert found["agreement"].value == 0.5 and found["agreement"].near_chance
     assert found["first"] == pytest.approx(0.9) and found["consistent"] == 0
-    votes = voting_agreement(judge, PAIRS, votes)
+    votes = voting_agreement(Fake(lambda prompt, first, second, seed: 1.0), PAIRS, votes)
     assert votes["single"].value == votes["voted"].value == 0.5
 
 
@@ -254,6 +259,12 @@ def test_voting_by_hand():
     assert found["single"].value == pytest.approx(2 / 3) and found["voted"].value == 1.0
     assert found["unanimous"] == 0 and found["voted"].count == 40
     assert agreement(judge, PAIRS)["agreement"].value == 1.0
+    unsure = voting_agreement(
+        Fake(lambda p, first, second, seed: 0.75 if first == "good" else 0.25), PAIRS, 101
+    )
+    assert (
+        abs(unsure["single"].value - 0.75) < 0.05 and unsure["voted"].value == 1.0
+    )  # drawn with its probability
     with pytest.raises(UserError, match="temperature > 0"):
         voting_agreement(type("Cold", (), {"temperature": 0.0})(), PAIRS, 3)
 
