@@ -80,4 +80,6 @@ def quick(config: RunConfig) -> RunConfig:
         sft=replace(sft, counts=counts),
         grpo=replace(grpo, steps=max(1, grpo.steps // 3)),
         distill=replace(distill, problems=max(1, distill.problems // 2)),
+        reward=config.reward.quick(),
+        benchmarks=config.benchmarks.quick(),
     )

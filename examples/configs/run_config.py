@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from examples.configs.benchmarks import BenchmarksConfig
 from examples.configs.extension import ExtendConfig
 from examples.configs.post_training import DistillConfig, GrpoConfig, SftConfig
+from examples.configs.reward import RewardConfig
 from examples.configs.schedules import REPORT, Pretraining
 from examples.errors import UserError
 from examples.model.config import ModelConfig
@@ -93,6 +95,8 @@ class RunConfig:
     sft: SftConfig = field(default_factory=SftConfig)
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    benchmarks: BenchmarksConfig = field(default_factory=BenchmarksConfig)
 
     def __post_init__(self) -> None:
         if self.data.seq_len > self.model.max_positions:

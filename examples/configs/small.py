@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from examples.configs.benchmarks import BenchmarksConfig
 from examples.configs.extension import ExtendConfig
 from examples.configs.post_training import DistillConfig, GrpoConfig, SftConfig
+from examples.configs.reward import RewardConfig
 from examples.configs.run_config import DataConfig, RunConfig, TrainConfig
 from examples.configs.schedules import REPORT, ContextPhase, SftSchedule
 from examples.model.config import ModelConfig, YarnConfig
@@ -74,4 +76,12 @@ CONFIG = RunConfig(
         max_new_tokens=8,
     ),
     distill=DistillConfig(problems=4000, samples=8, style=StyleLimits(boxed=False), max_new_tokens=8),
+    reward=RewardConfig(
+        schedule=SftSchedule(peak=1e-3, final=2e-4),
+        batch_size=8,
+        counts=(4000, 2000, 2000, 1000),
+        max_new_tokens=8,
+        max_rationale=24,
+    ),
+    benchmarks=BenchmarksConfig(document_tokens=512, code_samples=4, code_k=4, code_tokens=96),
 )

@@ -10,8 +10,10 @@ publish: here half of it is easy to learn, so that minutes show something.
 
 from __future__ import annotations
 
+from examples.configs.benchmarks import BenchmarksConfig
 from examples.configs.extension import ExtendConfig
 from examples.configs.post_training import DistillConfig, GrpoConfig, SftConfig
+from examples.configs.reward import RewardConfig
 from examples.configs.run_config import DataConfig, RunConfig, TrainConfig
 from examples.configs.schedules import REPORT, ContextPhase, SftSchedule
 from examples.model.config import ModelConfig, YarnConfig
@@ -117,4 +119,26 @@ CONFIG = RunConfig(
         checkpoint_every=40,
     ),
     distill=DistillConfig(problems=1024, samples=8, style=StyleLimits(boxed=False), max_new_tokens=8),
+    # Most pairs are about size, which this model can learn; near numbers it cannot compare, and its page says so.
+    reward=RewardConfig(
+        system="Compare two responses.",
+        schedule=SftSchedule(peak=2e-3, final=4e-4, epochs=1),
+        batch_size=4,
+        counts=(100, 900, 100, 250),
+        held_out=100,
+        max_new_tokens=6,
+        max_rationale=20,
+        vote_pairs=48,
+        checkpoint_every=50,
+    ),
+    benchmarks=BenchmarksConfig(
+        documents=12,
+        document_tokens=256,
+        cloze=60,
+        arithmetic=64,
+        code_samples=2,
+        code_k=2,
+        code_tokens=40,
+        needles=4,
+    ),
 )

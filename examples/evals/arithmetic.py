@@ -8,6 +8,7 @@ questions that were trained on.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,7 +95,7 @@ def stated_answer(text: str) -> str:
 def evaluate(
     answer: Answer, items: Sequence[Question], name: str = "arithmetic"
 ) -> tuple[Score, list[dict[str, Any]]]:
-    """Ask everything; the score, and per item what was said."""
+    """Ask everything; the score, and per item what was said. Chance is always saying what is right most often."""
     if not items:
         raise UserError(f"{name}: there is no question")
     said = answer([item.prompt for item in items])
@@ -107,4 +108,5 @@ def evaluate(
         }
         for item, text in zip(items, said, strict=True)
     ]
-    return score(name, [record["right"] for record in records]), records
+    _, most = Counter(item.answer for item in items).most_common(1)[0]
+    return score(name, [record["right"] for record in records], most / len(items)), records

@@ -29,7 +29,8 @@ _PLACES = (
     "Utopia",
     "Ys",
 )
-Encode = Any  # Callable[[str], list[int]]
+DIGITS = 3
+CHANCE = 1 / (10**DIGITS - 10 ** (DIGITS - 1))  # guessing a number of so many digits
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Grid:
         return asdict(self)
 
 
-def make_needles(count: int, seed: int = 0, digits: int = 3) -> list[Needle]:
+def make_needles(count: int, seed: int = 0, digits: int = DIGITS) -> list[Needle]:
     """Needles with different numbers."""
     rng = random.Random(seed)
     needles = []

@@ -1,9 +1,12 @@
-"""Held-out loss and bits per byte of each source, and how evenly the experts are loaded on it (section 4.4.1, 4.5.2)."""
+"""Held-out loss and bits per byte of each source, and how evenly the experts are loaded on it (section 4.4.1, 4.5.2).
+
+`held_out_loss` reads packed rows, as training does; `text_score` reads documents one by one, and so has an interval.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +14,9 @@ import torch
 
 from examples.data.evaluation import EvalBatches
 from examples.data.shards import ShardReader
+from examples.errors import UserError
+from examples.evals.statistics import ratio
+from examples.evals.text_model import TextModel, rolling_windows, score_continuations
 from examples.model.transformer import Transformer
 
 
@@ -93,3 +99,35 @@ def held_out_loss(
         load=load.tolist(),
         max_violation=(load.amax(-1) - 1).tolist(),
     )
+
+
+def text_score(text: TextModel, documents: Mapping[str, Sequence[Sequence[int]]]) -> dict[str, Any]:
+    """Bits per byte of documents (token ids, by source), each read from its beginning in windows.
+
+    low, high: 95 % interval over documents. chance: what giving every token the same probability gets. sources: of each.
+    """
+    flat = [ids for group in documents.values() for ids in group]
+    if not flat or not all(flat):
+        raise UserError("bits per byte: there must be documents, none of them empty")
+    bos, limit = text.tokenizer.bos_id, text.limit
+    windows = [rolling_windows(ids, bos, limit) for ids in flat]
+    scores = iter(score_continuations(text.model, [w for group in windows for w in group], text.batch_size))
+    bits = [-sum(next(scores)[0] for _ in group) / math.log(2) for group in windows]
+    sizes = [sum(len(text.tokenizer.bytes_of(i)) for i in ids) for ids in flat]
+    value, low, high = ratio(bits, sizes)
+    chance = math.log2(text.tokenizer.vocab_size) * sum(map(len, flat)) / sum(sizes)
+    sources, at = {}, 0
+    for name, group in documents.items():
+        sources[name] = sum(bits[at : at + len(group)]) / max(1, sum(sizes[at : at + len(group)]))
+        at += len(group)
+    return {
+        "name": "bits per byte",
+        "value": value,
+        "low": low,
+        "high": high,
+        "count": len(flat),
+        "chance": chance,
+        "near_chance": high >= chance,
+        "unit": "bits/byte",
+        "sources": sources,
+    }

@@ -44,16 +44,34 @@ def wilson(right: float, count: int) -> tuple[float, float]:
     """95 % interval of a share; sound for small counts and for 0 and 1, unlike the normal approximation."""
     if count < 1 or not 0 <= right <= count:
         raise UserError(f"interval: must have 0 <= right <= count, count >= 1; got {right}, {count}")
-    share, z2 = right / count, _Z * _Z
-    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = _Z / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    value, z2 = right / count, _Z * _Z
+    middle = (value + z2 / (2 * count)) / (1 + z2 / count)
+    half = _Z / (1 + z2 / count) * math.sqrt(value * (1 - value) / count + z2 / (4 * count * count))
+    return min(value, max(0.0, middle - half)), max(
+        value, min(1.0, middle + half)
+    )  # rounding keeps it inside
+
+
+def share(name: str, right: float, count: int, chance: float = 0.0) -> Score:
+    """`right` of `count`, with the interval of a share; items may be right in part."""
+    low, high = wilson(right, count)
+    return Score(name, right / count, low, high, count, chance)
 
 
 def score(name: str, right: Sequence[bool], chance: float = 0.0) -> Score:
     """The share of True."""
-    low, high = wilson(sum(right), len(right))
-    return Score(name, sum(right) / len(right), low, high, len(right), chance)
+    return share(name, sum(right), len(right), chance)
+
+
+def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> tuple[float, float, float]:
+    """(sum / sum, low, high): a ratio over items, such as bits per byte, with the 95 % interval of the linearised ratio."""
+    count, total = len(numerators), sum(denominators)
+    if count < 2 or count != len(denominators) or total <= 0:
+        raise UserError(f"ratio: needs 2 items or more, with a positive sum below; got {count}, {total}")
+    value = sum(numerators) / total
+    square = sum((a - value * b) ** 2 for a, b in zip(numerators, denominators, strict=True))
+    half = _Z * math.sqrt(square * count / (count - 1)) / total
+    return value, value - half, value + half
 
 
 def pass_at_k(samples: int, passed: int, k: int) -> float:

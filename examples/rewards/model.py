@@ -4,7 +4,7 @@ Its data are preferences with a rationale, "chain-of-thought leading to the rewa
 score. There is no head and no Bradley-Terry loss: a preference becomes two chats, one for each order of the responses, in which
 the assistant writes the rationale and then `Verdict: 1` or `Verdict: 2`. The SFT machinery trains on them as on any chat.
 
-    bos JUDGE_SYSTEM <｜User｜> question, response 1, response 2 <｜Assistant｜> rationale  Verdict: 1 eos
+    bos system <｜User｜> response 1, response 2, question <｜Assistant｜> rationale  Verdict: 1 eos
 
 To judge, the model writes a rationale, and the probability of `1` against `2` right after `Verdict: ` is the preference. Both
 orders are asked and averaged, for models like the first response, or the second.
@@ -12,47 +12,52 @@ orders are asked and averaged, for models like the first response, or the second
     preferences = read_preferences(path)                         # JSONL: prompt, chosen, rejected, rationale
     chats = [chat for p in preferences for chat in training_chats(p)]     # for the SFT stage
     judge = Judge(model, tokenizer)
-    print(agreement(judge, held_out))
+    agreement(judge, held_out)["agreement"]                      # a Score
     reward = JudgeReward(judge)                                  # a rule like any other: reward(prompt, response, reference)
+
+`examples.stages.reward` is all of this in one run; `examples.rewards.pairs` makes preferences.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import random
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from examples.configs.reward import JUDGE_SYSTEM
+from examples.data.chat import chat, encode_prompt
 from examples.data.files import disk_errors, write_atomic
 from examples.data.tokenizer import Tokenizer
 from examples.errors import UserError
-from examples.evals.statistics import Score, wilson
+from examples.evals.statistics import share
 from examples.evals.text_model import next_log_probabilities
 from examples.model.transformer import Transformer
+from examples.rewards.voting import vote
 from examples.rollout.generate import generate
 
-JUDGE_SYSTEM = (
-    "You compare two responses to a question. First explain which is better and why, by correctness, then clarity, then "
-    "brevity. Then write a last line: Verdict: 1 or Verdict: 2."
-)
 MARKER = "\nVerdict: "
 FIELDS = ("prompt", "chosen", "rejected", "rationale")
 _NAMES = ("Response 1", "Response 2")
 
-Chat = list[dict[str, str]]  # [{"role": "system" | "user" | "assistant", "content": ...}]
+Chat = list[dict[str, str]]
+Triple = tuple[str, str, str]  # prompt, first response, second response
 
 
 @dataclass(frozen=True)
 class Preference:
-    """rationale: why `chosen` is better; {chosen} and {rejected} in it become "Response 1" and "Response 2"."""
+    """rationale: why `chosen` is better; {chosen} and {rejected} in it become "Response 1" and "Response 2". kind: agreement is
+    measured for each kind by itself."""
 
     prompt: str
     chosen: str
     rejected: str
     rationale: str
+    kind: str = ""
 
 
 # --- data --------------------------------------------------------------------------------------------------------
@@ -78,7 +83,7 @@ def read_preferences(path: Path) -> list[Preference]:
             raise UserError(f"{where}: chosen and rejected must differ; got {record['chosen'][:60]!r} twice")
         if MARKER.strip() in record["rationale"]:
             raise UserError(f"{where}: a rationale must not contain {MARKER.strip()!r}, which ends it")
-        found.append(Preference(**{name: record[name] for name in FIELDS}))
+        found.append(Preference(**{name: record[name] for name in FIELDS}, kind=str(record.get("kind", ""))))
     if not found:
         raise UserError(f"{path}: there is no preference in it")
     return found
@@ -90,42 +95,24 @@ def write_preferences(path: Path, preferences: Iterable[Preference]) -> None:
     write_atomic(path, "".join(lines).encode())
 
 
-def judge_chat(prompt: str, first: str, second: str) -> Chat:
-    """What the judge is asked."""
-    question = f"Question:\n{prompt}\n\n{_NAMES[0]}:\n{first}\n\n{_NAMES[1]}:\n{second}"
-    return [{"role": "system", "content": JUDGE_SYSTEM}, {"role": "user", "content": question}]
+def judge_chat(triple: Triple, system: str = JUDGE_SYSTEM, answer: str = "") -> Chat:
+    """What the judge is asked, and its answer. The question is last, next to where its answer is worked out: as in the chats
+    that the model was fine-tuned on."""
+    prompt, first, second = triple
+    question = f"{_NAMES[0]}: {first}\n\n{_NAMES[1]}: {second}\n\n{prompt}"
+    return chat(question, answer, system)
 
 
-def training_chats(preference: Preference) -> tuple[Chat, Chat]:
+def training_chats(preference: Preference, system: str = JUDGE_SYSTEM) -> tuple[Chat, Chat]:
     """The chats to train on: the chosen response first, and second."""
     chats = []
     for place in (0, 1):
-        responses = (preference.chosen, preference.rejected)[:: 1 - 2 * place]
-        rationale = preference.rationale.replace("{chosen}", _NAMES[place]).replace(
-            "{rejected}", _NAMES[1 - place]
-        )
-        answer = {"role": "assistant", "content": f"{rationale}{MARKER}{place + 1}"}
-        chats.append([*judge_chat(preference.prompt, *responses), answer])
+        first, second = (preference.chosen, preference.rejected)[:: 1 - 2 * place]
+        rationale = preference.rationale.replace("{chosen}", _NAMES[place])
+        rationale = rationale.replace("{rejected}", _NAMES[1 - place])
+        answer = f"{rationale}{MARKER}{place + 1}"
+        chats.append(judge_chat((preference.prompt, first, second), system, answer))
     return chats[0], chats[1]
-
-
-def encode_chat(tokenizer: Tokenizer, chat: Chat, *, ask: bool = False) -> tuple[list[int], list[bool]]:
-    """Ids of a chat in the released form, and which of them the assistant writes (its eos too): those that count in
-    training. Content is data: special strings in it stay characters. ask: end where the assistant begins."""
-    ids, counts = [tokenizer.bos_id], [False]
-    for message in chat:
-        content = tokenizer.encode(message["content"])
-        role = message["role"]
-        head = {"system": [], "user": [tokenizer.user_id], "assistant": [tokenizer.assistant_id]}.get(role)
-        if head is None:
-            raise UserError(f"chat: role must be system, user or assistant; got {role!r}")
-        tail = [tokenizer.eos_id] if role == "assistant" else []
-        ids += [*head, *content, *tail]
-        counts += [False] * len(head) + [role == "assistant"] * (len(content) + len(tail))
-    if ask:
-        ids.append(tokenizer.assistant_id)
-        counts.append(False)
-    return ids, counts
 
 
 # --- judging -----------------------------------------------------------------------------------------------------
@@ -158,8 +145,8 @@ class Comparison:
 class Judge:
     """A model that compares two responses.
 
-    max_rationale: new tokens before it is asked for a verdict. temperature: 0 writes the most probable rationale; with another
-    the seed makes votes differ (`examples.rewards.voting`).
+    system: what it is told, as in training. max_rationale: new tokens before it is asked for a verdict. temperature: 0 writes the
+    most probable rationale; with another the seed makes judgements differ (`voting_agreement`).
     """
 
     def __init__(
@@ -167,6 +154,7 @@ class Judge:
         model: Transformer,
         tokenizer: Tokenizer,
         *,
+        system: str = JUDGE_SYSTEM,
         max_rationale: int = 128,
         temperature: float = 0.0,
         batch_size: int = 16,
@@ -174,23 +162,37 @@ class Judge:
         limit = model.config.max_positions
         if not 1 <= max_rationale < limit:
             raise UserError(f"judge: max_rationale must be 1 to {limit - 1}; got {max_rationale}")
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.system = model, tokenizer, system
         self.max_rationale, self.temperature, self.batch_size = max_rationale, temperature, batch_size
 
-    def compare(self, triples: Sequence[tuple[str, str, str]], seed: int = 0) -> list[Comparison]:
-        """(prompt, first, second) each: is the first better?"""
-        chats = [judge_chat(prompt, a, b) for prompt, a, b in triples]
-        chats += [judge_chat(prompt, b, a) for prompt, a, b in triples]
-        judged = self._judge([encode_chat(self.tokenizer, chat, ask=True)[0] for chat in chats], seed)
-        pairs = zip(judged[: len(triples)], judged[len(triples) :], strict=True)
-        return [Comparison((f.probability + 1 - b.probability) / 2, f, b) for f, b in pairs]
+    @property
+    def room(self) -> int:
+        """Most tokens of a question with its two responses."""
+        return self.model.config.max_positions - self.max_rationale - len(MARKER)
 
-    def _judge(self, prompts: Sequence[list[int]], seed: int) -> list[Judgement]:
-        room = self.model.config.max_positions - self.max_rationale - len(MARKER)
+    def prompt(self, triple: Triple) -> list[int]:
+        """Ids of the question, up to where the rationale begins."""
+        return encode_prompt(self.tokenizer, judge_chat(triple, self.system)[:-1])
+
+    def reads(self, prompt: str, first: str, second: str) -> bool:
+        """Whether they are short enough, in either order."""
+        both = ((prompt, first, second), (prompt, second, first))
+        return all(len(self.prompt(triple)) <= self.room for triple in both)
+
+    def compare(self, triples: Sequence[Triple], seed: int = 0) -> list[Comparison]:
+        """Is the first response better? Asked in both orders."""
+        both = [*triples, *((prompt, b, a) for prompt, a, b in triples)]
+        judged = self.judge(both, seed)
+        pairs = zip(judged[: len(triples)], judged[len(triples) :], strict=True)
+        return [Comparison(0.5 + (f.probability - b.probability) / 2, f, b) for f, b in pairs]  # 0.5 if equal
+
+    def judge(self, triples: Sequence[Triple], seed: int = 0) -> list[Judgement]:
+        """Is the first response better? Asked in this order only, which favours whatever place the model likes."""
+        prompts = [self.prompt(triple) for triple in triples]
         for prompt in prompts:
-            if len(prompt) > room:
+            if len(prompt) > self.room:
                 raise UserError(
-                    f"judge: a question with its two responses may have {room} tokens (model.max_positions - max_rationale - "
+                    f"judge: a question with its two responses may have {self.room} tokens (model.max_positions - max_rationale - "
                     f"the verdict); got {len(prompt)}"
                 )
         self.model.eval()
@@ -234,17 +236,33 @@ class Judge:
 
 @dataclass(frozen=True)
 class JudgeReward:
-    """Probability that the response is better than the reference, as a reward."""
+    """Probability that a response is better than the reference, as a reward.
+
+    reference: another response to the same prompt; or the record of a problem (GRPO's), whose "answer" it then is. A response
+    equal to the reference is worth exactly one half. As with rules, a response that cannot be read, here because it is too
+    long for the judge, is worth nothing.
+    """
 
     judge: Judge
 
-    def __call__(self, prompt: str, response: str, reference: str) -> float:
-        return self.judge.compare([(prompt, response, reference)])[0].probability
+    def __call__(self, prompt: str, response: str, reference: str | Mapping[str, Any]) -> float:
+        return self.many([(prompt, response, reference)])[0]
+
+    def many(self, asked: Sequence[tuple[str, str, str | Mapping[str, Any]]]) -> list[float]:
+        """The same for many at once, which is faster by far; what is asked twice is judged once."""
+        triples = [(p, a, b if isinstance(b, str) else str(b["answer"])) for p, a, b in asked]
+        readable = [triple for triple in dict.fromkeys(triples) if self.judge.reads(*triple)]
+        compared = zip(readable, self.judge.compare(readable), strict=True)
+        values = {triple: comparison.probability for triple, comparison in compared}
+        return [values.get(triple, 0.0) for triple in triples]
 
     def vote(self, prompt: str, response: str, reference: str, number: int) -> bool | None:
         """A judgement for `examples.rewards.voting.Voting`, abstaining when the two orders disagree."""
         comparison = self.judge.compare([(prompt, response, reference)], seed=1000 * number)[0]
         return comparison.probability > 0.5 if comparison.consistent else None
+
+
+# --- measuring ---------------------------------------------------------------------------------------------------
 
 
 def agreement(judge: Judge, preferences: Sequence[Preference]) -> dict[str, Any]:
@@ -261,8 +279,43 @@ def agreement(judge: Judge, preferences: Sequence[Preference]) -> dict[str, Any]
     count = len(compared)
     judgements = [judgement for c in compared for judgement in (c.forward, c.backward)]
     return {
-        "agreement": Score("agreement", right / count, *wilson(right, count), count, 0.5),
+        "agreement": share("agreement", right, count, 0.5),
         "consistent": sum(c.consistent for c in compared) / count,
         "first": sum(judgement.probability for judgement in judgements) / len(judgements),
         "finished": sum(judgement.finished for judgement in judgements) / len(judgements),
+    }
+
+
+def voting_agreement(judge: Judge, preferences: Sequence[Preference], votes: int) -> dict[str, Any]:
+    """What voting adds (section 5.4.2): agreement of one sampled judgement, and of the majority of `votes`.
+
+    The judge needs a temperature above 0; rationale and verdict are both drawn at it. Every other judgement is asked in the other order, so that a vote also averages out
+    a liking for one place; every other pair begins with the other order, so that such a liking alone wins half of the votes.
+    Returns "single" (a Score; each pair counts with the mean of its judgements), "voted" (a Score; a tie
+    counts half), "unanimous" (share of pairs) and "votes".
+    """
+    if not preferences or votes < 1 or judge.temperature <= 0:
+        raise UserError(
+            f"voting: needs preferences, votes >= 1, temperature > 0; got {len(preferences)}, {votes}, {judge.temperature}"
+        )
+    ballots: list[list[bool]] = [[] for _ in preferences]  # whether each judgement prefers what was chosen
+    for number in range(votes):
+        swapped = [(number + index) % 2 == 1 for index in range(len(preferences))]
+        triples = [
+            (p.prompt, p.rejected, p.chosen) if swap else (p.prompt, p.chosen, p.rejected)
+            for p, swap in zip(preferences, swapped, strict=True)
+        ]
+        judged = judge.judge(triples, seed=1_000_003 * number)
+        draw = random.Random(number)
+        for ballot, judgement, swap in zip(ballots, judged, swapped, strict=True):
+            sharp = 1 / judge.temperature
+            first, second = judgement.probability**sharp, (1 - judgement.probability) ** sharp
+            ballot.append((draw.random() * (first + second) < first) != swap)
+    winners = [vote(ballot).winner for ballot in ballots]
+    count = len(preferences)
+    return {
+        "single": share("single", sum(map(sum, ballots)) / votes, count, 0.5),
+        "voted": share("voted", sum(0.5 if w is None else float(w) for w in winners), count, 0.5),
+        "unanimous": sum(len(set(ballot)) == 1 for ballot in ballots) / count,
+        "votes": votes,
     }

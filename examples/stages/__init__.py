@@ -1,6 +1,18 @@
 """The stages of the recipe, in order. A stage is one readable file: see `examples.stages.stage`."""
 
-from examples.stages import distill, evaluate, extend, generate, grpo, pretrain, report, sft, tokenize
+from examples.stages import (
+    benchmarks,
+    distill,
+    evaluate,
+    extend,
+    generate,
+    grpo,
+    pretrain,
+    report,
+    reward,
+    sft,
+    tokenize,
+)
 from examples.stages.stage import Stage
 
 RECIPE = (
@@ -22,11 +34,20 @@ RECIPE = (
 # Selectable by `--stages`, not part of the default recipe yet.
 OPTIONAL = (
     Stage("sft", ("pretrain",), sft.run, "supervised fine-tuning (section 5.1)"),
+    Stage(
+        "reward", ("sft",), reward.run, "a judge trained on preferences, and voting (sections 5.2.1, 5.4.2)"
+    ),
     Stage("grpo", ("sft",), grpo.run, "reinforcement learning on verifiable problems (section 5.2)"),
     Stage(
         "distill",
         ("sft", "grpo"),
         distill.run,
         "expert's answers, rejection, final fine-tuning (section 5.1)",
+    ),
+    Stage(
+        "benchmarks",
+        ("pretrain",),
+        benchmarks.run,
+        "every model on the same tasks, with intervals (sections 4.4, 5.3)",
     ),
 )

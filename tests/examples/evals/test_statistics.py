@@ -22,6 +22,14 @@ def test_wilson_bounds_solve_their_equation(right, count):
         )
 
 
+@pytest.mark.parametrize("count", range(1, 60))
+def test_the_share_lies_in_its_interval(count):
+    """Exactly, at both ends too, whatever rounding does."""
+    for right in (0, count // 3, count):
+        low, high = wilson(right, count)
+        assert low <= right / count <= high
+
+
 def test_wilson_covers():
     """Of all outcomes of 20 throws, those whose interval holds the truth have about 95 % of the probability."""
     for p in (0.25, 0.5, 0.9):
