@@ -15,7 +15,6 @@ RECIPE = (
     Stage("fp8", ("tokenize",), pretrain.run_fp8, "twin in FP8 (section 3.3)"),
     Stage("evaluate", ("pretrain",), evaluate.run, "bits per byte of each source"),
     Stage("generate", ("pretrain",), generate.run, "latent-cache generation and MTP speculative decoding"),
-    Stage("report", ("pretrain",), report.run, "report.md, report.html and the pictures"),
 )
 
 # Selectable by `--stages`, not part of the default recipe yet.
@@ -29,3 +28,15 @@ OPTIONAL = (
         "expert's answers, rejection, final fine-tuning (section 5.1)",
     ),
 )
+
+# The page about all of them comes last, and is made again when a stage has been added or made again.
+REPORT = Stage(
+    "report",
+    ("tokenize",),
+    report.run,
+    "report.md, report.html and the pictures",
+    uses=tuple(stage.name for stage in (*RECIPE, *OPTIONAL)),
+    derived=True,
+)
+RECIPE += (REPORT,)
+STAGES = (*RECIPE[:-1], *OPTIONAL, REPORT)  # every stage, in order
