@@ -149,10 +149,15 @@ def changed_input(root: Path, stage: str) -> str | None:
 
 def remove(root: Path, stage: str) -> None:
     """Delete a stage's folder; killed in between, the stage counts as not finished."""
-    folder = root / stage
+    forget(root, stage)
+    if (root / stage).exists():
+        shutil.rmtree(root / stage)
+
+
+def forget(root: Path, stage: str) -> None:
+    """The stage counts as not begun; its files stay."""
     for name in ("done.json", "stage.json"):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+        (root / stage / name).unlink(missing_ok=True)
 
 
 def load(folder: Path) -> dict[str, Any]:

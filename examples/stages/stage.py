@@ -47,8 +47,9 @@ class Context:
 class Stage:
     """A named step of the recipe; `run(context)` returns a JSON-able result.
 
-    needs: stages that must have finished; uses: stages that it also reads if they have. derived: made in no time from what other
-    stages left, so that it is made again when that changes, where any other stage is an error.
+    needs: stages that must have finished; uses: stages that it also reads if they have. derived: it only tells what other stages
+    left, so that it is made again when one of them is added or changes, where any other stage is an error. Its folder then stays, for
+    it may hold answers that still count.
     """
 
     name: str
@@ -160,7 +161,7 @@ def run_stages(wanted: Sequence[Stage], root: Path, config: RunConfig, stages: S
                     f"stage {stage.name!r} needs stage {needed!r}, which has not finished in {root}"
                 )
         if stage.derived:
-            record.remove(root, stage.name)
+            record.forget(root, stage.name)
         print(f"{title}: {stage.about}", flush=True)
         reset_peak_memory()
         start = time.monotonic()
