@@ -82,7 +82,7 @@ def test_an_input_that_came_out_otherwise_is_refused_and_named(kitchen):
     for names in (("dough",), ("bread",), ("menu",), ("flour", "dough")):
         with pytest.raises(
             UserError,
-            match="stage 'dough' was made from an output of 'flour' that is no longer there.*--fresh-from dough",
+            match=r"stage 'dough' was made from an output of 'flour' that is no longer there.*--fresh-from dough",
         ):
             kitchen.run(*names)
     assert kitchen.ran == []
