@@ -69,12 +69,9 @@ def _section(section: ModuleType, run: RunFolder, folder: Path) -> Part:
     try:
         section.write(run, part)
     except LACKING as error:
-        part = Part(folder)
-        part.heading(section.TITLE, _anchor(section))
-        part.text(
-            f"Cannot be shown: what stage {section.STAGE!r} left lacks something ({type(error).__name__}: {error})."
-        )
-        print(f"  {section.TITLE}: cannot be shown ({type(error).__name__}: {error})", flush=True)
+        what = f"{type(error).__name__}: {error}"
+        part.text(f"The rest cannot be shown: what its stages left lacks something ({what}).")
+        print(f"  {section.TITLE}: not all can be shown ({what})", flush=True)
     return part
 
 

@@ -114,7 +114,8 @@ def heat(
     image = axis.imshow(rows, aspect="auto", vmin=low, vmax=high, cmap="viridis", interpolation="nearest")
     for r, cells in enumerate(texts or ()):
         for c, text in enumerate(cells):
-            axis.text(c, r, text, ha="center", va="center", color="white", fontsize=9)
+            color = "black" if image.norm(rows[r][c]) > 0.6 else "white"
+            axis.text(c, r, text, ha="center", va="center", color=color, fontsize=9)
     if columns is not None:
         axis.set_xticks(range(len(columns)), columns)
     axis.set_yticks(range(len(rows)), names)
@@ -129,6 +130,8 @@ def bars(path: Path, title: str, x: str, values: Mapping[str, float], *, form: s
     drawn = axis.barh(names, [values[name] for name in names], color=[f"C{i}" for i in range(len(names))])
     axis.bar_label(drawn, [form.format(v) for v in values.values()], padding=3, fontsize=9)
     axis.margins(x=0.18)
+    if min(values.values()) >= 0:
+        axis.set_xlim(left=0)
     axis.invert_yaxis()
     return _save(figure, path)
 
@@ -174,6 +177,6 @@ def _panel(title: str, x: str, y: str, *, height: float = SIZE[1]) -> tuple[Any,
 
 def _save(figure: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, bbox_inches="tight")
+    figure.savefig(path, dpi=130, bbox_inches="tight")
     plt.close(figure)
     return path

@@ -61,29 +61,31 @@ def write(run: RunFolder, part: Part) -> None:
         f"{result['blocks']} blocks of held-out text are predicted at every distance from the beginning, so that a rise comes from the "
         "position alone."
     )
+    if result["flat"]["plain"]:
+        part.text(
+            "Plain RoPE is flat too: a model that has hardly learnt from positions has nothing to lose beyond them, and this run shows "
+            "nothing of YaRN."
+        )
+    bins = trained // width
+    curves = []
+    for name, found in positions.items():
+        label, style = NAMES.get(name, (name, "-"))
+        blocks = range(0, len(found["curve"]), bins)
+        means = [math.exp(sum(found["curve"][i : i + bins]) / bins) for i in blocks]
+        places = [trained * (i + 0.5) for i in range(len(means))]
+        curves.append(Line(label, places, means, points=True, style=style))
+    lengths = {f"phase {i}": phase["sequence_length"] for i, phase in enumerate(result["phases"], 1)}
+    path = part.folder / "positions.png"
     plots.lines(
-        part.folder / "positions.png",
+        path,
         "perplexity by position",
         "position",
         "perplexity",
-        [
-            Line(
-                NAMES.get(name, (name, "-"))[0],
-                [width * (i + 0.5) for i in range(len(found["curve"]))],
-                [math.exp(nats) for nats in found["curve"]],
-                points=True,
-                style=NAMES.get(name, (name, "-"))[1],
-            )
-            for name, found in positions.items()
-        ],
-        at={
-            "pre-trained": trained,
-            **{f"phase {i}": p["sequence_length"] for i, p in enumerate(result["phases"], 1)},
-        },
+        curves,
+        at={"pre-trained": trained, **lengths},
     )
-    pictures = [
-        ("positions.png", "Perplexity by position, of the same text everywhere; dotted: lengths of training")
-    ]
+    alt = "Perplexity of the same blocks of text with none, one, two, ... blocks before them; dotted: lengths of training"
+    pictures = [(path.name, alt)]
     pictures += _training(run, part.folder)
     grids = {when: result["needle"][when] for when in ("before", "after") if result["needle"].get(when)}
     pictures += _needles(grids, part.folder)
