@@ -87,7 +87,7 @@ def _run(options: argparse.Namespace) -> int:
     root = options.run_dir or Path("runs") / options.name
     open_run(root, config, fresh=options.fresh)
     if options.fresh_from:
-        removed = remove_from(root, options.fresh_from, STAGES)
+        removed = remove_from(root, options.fresh_from, STAGES, config)
         print(f"deleted in {root}: {', '.join(removed) or 'nothing'}")
     start = time.monotonic()
     memory = run_stages([stage for stage in STAGES if stage.name in wanted], root, config, STAGES)

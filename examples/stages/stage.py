@@ -107,25 +107,41 @@ def _first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any]
     return None if old == new else (key, old, new)
 
 
-def made_from(stage: Stage, stages: Sequence[Stage]) -> list[Stage]:
+STARTS = (
+    "start",
+    "teacher",
+    "student",
+)  # fields of a stage's configuration that name a stage whose weights it reads
+
+
+def needs(stage: Stage, config: RunConfig) -> tuple[str, ...]:
+    """The stages that must have finished before `stage`: always, and because the configuration says so."""
+    section = getattr(config, stage.name, None)
+    named = [str(getattr(section, key)) for key in STARTS if hasattr(section, key)]
+    return tuple(dict.fromkeys((*stage.needs, *named)))
+
+
+def made_from(stage: Stage, stages: Sequence[Stage], config: RunConfig) -> list[Stage]:
     """The stages that `stage` is made from, and those they are made from, in order."""
     by_name = {s.name: s for s in stages}
     found: set[str] = set()
-    todo = [*stage.needs, *stage.uses]
+    todo = [*needs(stage, config), *stage.uses]
     while todo:
         name = todo.pop()
+        if name not in by_name:
+            raise UserError(f"{stage.name}: must start from a stage ({', '.join(by_name)}); got {name!r}")
         if name not in found:
             found.add(name)
-            todo += by_name[name].needs
+            todo += needs(by_name[name], config)
     return [s for s in stages if s.name in found]
 
 
-def remove_from(root: Path, name: str, stages: Sequence[Stage]) -> list[str]:
+def remove_from(root: Path, name: str, stages: Sequence[Stage], config: RunConfig) -> list[str]:
     """Delete the folders of stage `name` and of every stage that is made from it; their names.
 
     The last ones go first: killed in between, no stage is left without its input.
     """
-    doomed = [s.name for s in stages if name in (s.name, *(i.name for i in made_from(s, stages)))]
+    doomed = [s.name for s in stages if name in (s.name, *(i.name for i in made_from(s, stages, config)))]
     there = [stage for stage in doomed if (root / stage).exists()]
     for stage in reversed(there):
         record.remove(root, stage)
@@ -148,14 +164,14 @@ def run_stages(wanted: Sequence[Stage], root: Path, config: RunConfig, stages: S
     largest = 0.0
     for number, stage in enumerate(wanted, 1):
         title = f"[{number}/{len(wanted)}] {stage.name}"
-        before = made_from(stage, stages)
+        before = made_from(stage, stages, config)
         for some in (*before, stage):
             _refuse_stale(root, some)
         inputs = {s.name: digest for s in before if (digest := record.output_of(root, s.name))}
         if read_done(root, stage.name) and not (stage.derived and _made_from(root, stage) != inputs):
             print(f"{title}: already done ({root / stage.name})", flush=True)
             continue
-        for needed in stage.needs:
+        for needed in needs(stage, config):
             if needed not in inputs:
                 raise UserError(
                     f"stage {stage.name!r} needs stage {needed!r}, which has not finished in {root}"

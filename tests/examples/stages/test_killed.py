@@ -11,10 +11,13 @@ import signal
 
 import pytest
 
+from examples.configs import get_config, parse_overrides
 from examples.stages import STAGES
 from examples.stages.record import VOLATILE, without_timings
 from examples.stages.stage import made_from
 from examples.train.metrics import read_metrics
+
+from .conftest import MICRO_RECIPE
 
 
 def files(folder):
@@ -43,7 +46,7 @@ def told(folder):
 def test_kill_nine_and_the_same_command_again(command, recipe, tmp_path, stage, seed):
     whole, counts = recipe
     root = tmp_path / "run"
-    inputs = [s.name for s in made_from(stage, STAGES)]
+    inputs = [s.name for s in made_from(stage, STAGES, parse_overrides(get_config("tiny"), MICRO_RECIPE))]
     root.mkdir()
     shutil.copy(whole / "config.json", root)
     for name in inputs:

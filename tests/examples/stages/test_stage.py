@@ -86,7 +86,7 @@ def test_an_input_that_came_out_otherwise_is_refused_and_named(kitchen):
         ):
             kitchen.run(*names)
     assert kitchen.ran == []
-    assert remove_from(kitchen.root, "dough", kitchen.stages) == ["dough", "bread", "menu"]
+    assert remove_from(kitchen.root, "dough", kitchen.stages, kitchen.config) == ["dough", "bread", "menu"]
     assert kitchen.run("flour", "dough", "bread", "menu") == ["dough", "bread", "menu"]
 
 
@@ -116,6 +116,22 @@ def test_a_folder_of_an_older_version_is_taken_as_it_is(kitchen):
     assert kitchen.run("flour", "dough", "bread") == ["bread"]
 
 
+def test_a_stage_needs_the_one_that_its_configuration_starts_from(tmp_path):
+    kitchen = Kitchen(tmp_path / "run")
+    kitchen.config = replace(kitchen.config, sft=replace(kitchen.config.sft, start="dough"))
+    kitchen.stages[2] = Stage("sft", ("flour",), kitchen.cook, "")
+    kitchen.stages[3] = replace(kitchen.stages[3], uses=())
+    kitchen.results["sft"] = 3
+    with pytest.raises(UserError, match="stage 'sft' needs stage 'dough', which has not finished"):
+        kitchen.run("flour", "sft")
+    kitchen.run("dough", "sft")
+    begun = record.read_begun(kitchen.root, "sft")
+    assert begun["inputs"] == {name: kitchen.digest(name) for name in ("flour", "dough")}
+    kitchen.config = replace(kitchen.config, sft=replace(kitchen.config.sft, start="cake"))
+    with pytest.raises(UserError, match=r"sft: must start from a stage .*; got 'cake'"):
+        kitchen.run("sft")
+
+
 def test_a_killed_stage_tells_of_both_processes(kitchen):
     kitchen.run("flour")
     (kitchen.root / "flour" / "done.json").unlink()
@@ -131,8 +147,8 @@ def test_fresh_deletes_everything(kitchen):
 
 def test_what_an_output_is_made_of(kitchen):
     stages = {s.name: s for s in kitchen.stages}
-    assert [s.name for s in made_from(stages["bread"], kitchen.stages)] == ["flour", "dough"]
-    assert made_from(stages["flour"], kitchen.stages) == []
+    assert [s.name for s in made_from(stages["bread"], kitchen.stages, kitchen.config)] == ["flour", "dough"]
+    assert made_from(stages["flour"], kitchen.stages, kitchen.config) == []
     timed = {"loss": 1.0, "seconds": 3, "rows": [{"tokens_per_second": 4, "steps": 2}]}
     assert record.without_timings(timed) == {"loss": 1.0, "rows": [{"steps": 2}]}
 
