@@ -6,7 +6,7 @@ A panel is drawn for the width of a phone: few words, letters that can be read a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,15 @@ class Line:
 
     name: str
     x: Numbers
-    y: Numbers
+    y: Sequence[float | None]
     smoothed: bool = False
     points: bool = False
     style: str = "-"
+
+    def finite(self) -> Line:
+        """Without what was not finite, which metrics files write as null."""
+        pairs = [(a, b) for a, b in zip(self.x, self.y, strict=True) if b is not None]
+        return replace(self, x=[a for a, _ in pairs], y=[b for _, b in pairs])
 
 
 def lines(
@@ -65,7 +70,7 @@ def lines(
     figure, axis = _panel(title, x, y)
     if band:
         axis.axhspan(*band, color="tab:green", alpha=0.15)
-    for number, curve in enumerate(curves):
+    for number, curve in enumerate(c.finite() for c in curves):
         color = f"C{number}"
         if curve.smoothed:
             axis.plot(curve.x, curve.y, color=color, alpha=0.25, linewidth=0.8)

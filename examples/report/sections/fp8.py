@@ -17,7 +17,8 @@ ASKS = (
 
 def write(run: RunFolder, part: Part) -> None:
     """Both curves, and the gap between them."""
-    sides = [{r["step"]: r for r in run.steps(stage)} for stage in ("pretrain", STAGE)]
+    stages = ("pretrain", STAGE)
+    sides = [{r["step"]: r for r in run.steps(stage) if r["loss"] is not None} for stage in stages]
     both = sorted(sides[0].keys() & sides[1].keys())
     high, low = ([side[step]["loss"] for step in both] for side in sides)
     tokens = [sides[0][step]["tokens"] for step in both]

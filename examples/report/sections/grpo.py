@@ -44,38 +44,41 @@ def _pictures(run: RunFolder, part: Part) -> list[tuple[str, str]]:
     steps, evaluations = run.steps(STAGE), run.held_out(STAGE)
     if not steps:
         return []
-    x = [r["step"] for r in steps]
 
     def curve(name: str, key: str) -> Line:
-        return Line(name, x, [r[key] for r in steps], smoothed=True)
+        """Of the steps that measured it."""
+        some = [r for r in steps if r.get(key) is not None]
+        return Line(name, [r["step"] for r in some], [r[key] for r in some], smoothed=True)
 
-    def panel(name: str, title: str, alt: str, curves: list[Line], **more: Any) -> tuple[str, str]:
-        plots.lines(part.folder / f"grpo_{name}.png", title, "step", "", curves, **more)
-        return f"grpo_{name}.png", alt
+    def panel(name: str, title: str, alt: str, curves: list[Line], **more: Any) -> None:
+        if curves := [line for line in curves if line.x]:
+            plots.lines(part.folder / f"grpo_{name}.png", title, "step", "", curves, **more)
+            pictures.append((f"grpo_{name}.png", alt))
 
+    pictures: list[tuple[str, str]] = []
     rewards = [curve("mean", "reward"), curve("std within a group", "reward_std")]
-    pictures = [
-        panel("reward", "reward", "Reward of sampled answers: mean, and spread within a group", rewards)
-    ]
+    panel("reward", "reward", "Reward of sampled answers: mean, and spread within a group", rewards)
     if evaluations:
         at, values = [row["step"] for row, _ in evaluations], [e["accuracy"] for _, e in evaluations]
-        pictures.append(
-            panel(
-                "accuracy",
-                "greedy held-out accuracy",
-                "Accuracy of greedy answers to held-out problems, with the start and what is demanded",
-                [Line("accuracy", at, values, points=True)],
-                marks={"start": values[0], f"start + {LIFT}": values[0] + LIFT},
-            )
+        alt = "Accuracy of greedy answers to held-out problems, with the start and what is demanded"
+        marks = {"start": values[0], f"start + {LIFT}": values[0] + LIFT}
+        panel(
+            "accuracy",
+            "greedy held-out accuracy",
+            alt,
+            [Line("accuracy", at, values, points=True)],
+            marks=marks,
         )
+    alt = "KL divergence from the reference, k3 estimate"
+    panel("kl", "distance to the reference", alt, [curve("KL", "kl")])
+    alt = "Entropy of the policy per token: 0 is a policy that has stopped to try"
+    panel("entropy", "entropy", alt, [curve("nats per token", "entropy")], low=0)
+    alt = "Share of clipped terms; share of groups whose answers are all rewarded alike, which teach nothing"
     shares = [
         curve("clipped terms", "clip_fraction"),
         curve("groups without variance", "zero_variance_groups"),
     ]
-    pictures += [
-        panel("kl", "distance to the reference", "KL divergence from the reference, k3 estimate", [curve("KL", "kl")]),
-        panel("entropy", "entropy", "Entropy of the policy per token: 0 is a policy that has stopped to try", [curve("nats per token", "entropy")], low=0),
-        panel("shares", "clipping, and groups that teach nothing", "Share of clipped terms; share of groups whose answers are all right or all wrong", shares, low=0),
-        panel("length", "length of answers", "Mean length of sampled answers, tokens", [curve("tokens", "length")], low=0),
-    ]  # fmt: skip
+    panel("shares", "clipping, and groups that teach nothing", alt, shares, low=0)
+    alt = "Mean length of sampled answers, tokens"
+    panel("length", "length of answers", alt, [curve("tokens", "length")], low=0)
     return pictures

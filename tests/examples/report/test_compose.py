@@ -222,6 +222,23 @@ def test_what_comes_before_a_gap_is_kept(quick_pictures, tmp_path):
     assert "The rest cannot be shown: what its stages left lacks something (KeyError: 'ema')." in markdown
 
 
+def test_a_metric_of_some_steps_is_drawn_where_it_is(monkeypatch, tmp_path):
+    """GRPO need not measure the divergence at every step, nor at any; NaN is null in a metrics file."""
+    drawn = {}
+    monkeypatch.setattr(
+        plots, "lines", lambda path, *rest, **_: (path.write_text(""), drawn.update({path.stem: rest[3]}))
+    )
+    run = Told()
+    rows = [row for row in metrics()["grpo"] if "lr" in row]
+    for i, row in enumerate(rows):
+        del row["entropy"]
+        row["kl"] = None if i else 0.5
+    run.steps = lambda stage: rows
+    grpo.write(run, Part(tmp_path))
+    assert (drawn["grpo_kl"][0].x, drawn["grpo_kl"][0].y) == ([1], [0.5])
+    assert "grpo_entropy" not in drawn and len(drawn["grpo_reward"]) == 2
+
+
 def test_pictures_of_a_part_that_is_gone_are_removed(quick_pictures, tmp_path):
     root = write(tmp_path / "run")
     compose(root, root / "report", STAGES)

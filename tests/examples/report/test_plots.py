@@ -13,6 +13,10 @@ def test_smoothing_and_gap():
     assert gap_percent([2.0, 2.0], [2.01, 2.01]) == pytest.approx([0.5, 0.5])
 
 
+def test_what_was_not_finite_is_left_out():
+    assert Line("a", [1, 2, 3], [1.0, None, 3.0]).finite() == Line("a", [1, 3], [1.0, 3.0])
+
+
 def size(path):
     content = path.read_bytes()
     assert content.startswith(b"\x89PNG")
