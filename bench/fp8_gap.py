@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from examples.stages.plots import BAND, gap_percent
+from examples.report.plots import BAND, gap_percent
 from examples.stages.stage import read_done
 from examples.train.metrics import read_metrics
 

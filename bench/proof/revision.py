@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,10 @@ class Revision:
         return asdict(self)
 
 
-def tree_digest(root: Path = ROOT) -> str:
+def tree_digest(root: Path = ROOT, sources: Sequence[str] = _SOURCES) -> str:
     """12 hex digits over names and contents of the sources under `root`."""
     digest = hashlib.sha256()
-    for name in _SOURCES:
+    for name in sources:
         top = root / name
         for path in [top] if top.is_file() else sorted(top.rglob("*")):
             if path.suffix in _KINDS and path.is_file() and "__pycache__" not in path.parts:
@@ -48,17 +49,17 @@ def tree_digest(root: Path = ROOT) -> str:
     return digest.hexdigest()[:12]
 
 
-def current(commit: str | None = None, root: Path = ROOT) -> Revision:
+def current(commit: str | None = None, root: Path = ROOT, sources: Sequence[str] = _SOURCES) -> Revision:
     """The revision of `root`; `commit` overrides what git says (for a copy without `.git`)."""
-    tree = tree_digest(root)
+    tree = tree_digest(root, sources)
     head = _git(root, "rev-parse", "HEAD")
     if commit:
-        return Revision(commit, False if head is None else head != commit or _is_dirty(root), tree)
-    return Revision(head or "", _is_dirty(root) if head else False, tree)
+        return Revision(commit, False if head is None else head != commit or _is_dirty(root, sources), tree)
+    return Revision(head or "", _is_dirty(root, sources) if head else False, tree)
 
 
-def _is_dirty(root: Path) -> bool:
-    return bool(_git(root, "status", "--porcelain", "--", *_SOURCES))
+def _is_dirty(root: Path, sources: Sequence[str]) -> bool:
+    return bool(_git(root, "status", "--porcelain", "--", *sources))
 
 
 def _git(root: Path, *arguments: str) -> str | None:

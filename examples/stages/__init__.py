@@ -28,7 +28,6 @@ RECIPE = (
     Stage("extend", ("pretrain",), extend.run, "YaRN context extension in two phases (section 4.3)"),
     Stage("evaluate", ("pretrain",), evaluate.run, "bits per byte of each source"),
     Stage("generate", ("pretrain",), generate.run, "latent-cache generation and MTP speculative decoding"),
-    Stage("report", ("pretrain",), report.run, "report.md, report.html and the pictures"),
 )
 
 # Selectable by `--stages`, not part of the default recipe yet.
@@ -51,3 +50,15 @@ OPTIONAL = (
         "every model on the same tasks, with intervals (sections 4.4, 5.3)",
     ),
 )
+
+# The page about all of them comes last, and is made again when a stage has been added or made again.
+REPORT = Stage(
+    "report",
+    ("tokenize",),
+    report.run,
+    "report.md, report.html and the pictures",
+    uses=tuple(stage.name for stage in (*RECIPE, *OPTIONAL)),
+    derived=True,
+)
+RECIPE += (REPORT,)
+STAGES = (*RECIPE[:-1], *OPTIONAL, REPORT)  # every stage, in order

@@ -169,6 +169,8 @@ def _finish(folder: Path, temporary: Path, step: int, meta: Mapping[str, Any], k
 
 def seal_checkpoint(folder: Path, step: int, meta: Mapping[str, Any]) -> None:
     """Write meta.json and, over everything in `folder`, manifest.json: what makes tensors a checkpoint."""
+    for file in folder.glob("*.safetensors"):
+        _sort_metadata(file)
     _write(folder / "meta.json", json.dumps(meta, indent=1).encode())
     files = {}
     for file in sorted(folder.iterdir()):
@@ -179,6 +181,18 @@ def seal_checkpoint(folder: Path, step: int, meta: Mapping[str, Any]) -> None:
     seal = hashlib.sha256(_canonical(manifest)).hexdigest()
     _write(folder / "manifest.json", json.dumps({**manifest, "sha256": seal}, indent=1).encode())
     sync_folder(folder)
+
+
+def _sort_metadata(file: Path) -> None:
+    """safetensors writes the metadata of a file in an order that each process draws; sorted, equal checkpoints are equal files."""
+    with open(file, "r+b") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        header = json.loads(handle.read(length))
+        metadata = dict(sorted(header.pop("__metadata__", {}).items()))
+        ordered = json.dumps({"__metadata__": metadata, **header}, separators=(",", ":"), ensure_ascii=False)
+        if len(content := ordered.encode().ljust(length)) == length:
+            handle.seek(8)
+            handle.write(content)
 
 
 def verify_checkpoint(path: Path) -> int:
