@@ -106,7 +106,7 @@ class LongRows:
         self._pool = rest.pieces()
         rng = np.random.Generator(np.random.Philox(key=[self._seed, self._batches]))
         self._batches += 1
-        # Best fit puts the long ones first: without this, late positions would be those of short documents.
+        # Without this, late positions would be those of the short pieces that fill rows.
         return [[row[i] for i in rng.permutation(len(row))] for row in planned]
 
     def _refill(self, tokens: int) -> None:
