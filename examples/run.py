@@ -72,14 +72,13 @@ def _run(options: argparse.Namespace) -> int:
 
     import torch  # after the arguments: a typing mistake answers at once
 
-    from examples.stages import RECIPE, STAGES
+    from examples.stages import RECIPE
     from examples.stages.stage import open_run, remove_from, run_stages
 
     if threads := _threads(options.threads):
         torch.set_num_threads(threads)
-    names = [stage.name for stage in STAGES]
-    default = [stage.name for stage in RECIPE]
-    wanted = default if options.stages is None else [name.strip() for name in options.stages.split(",")]
+    names = [stage.name for stage in RECIPE]
+    wanted = names if options.stages is None else [name.strip() for name in options.stages.split(",")]
     for option, values in (("--stages", wanted), ("--fresh-from", [options.fresh_from or names[0]])):
         for name in values:
             if name not in names:
@@ -87,10 +86,10 @@ def _run(options: argparse.Namespace) -> int:
     root = options.run_dir or Path("runs") / options.name
     open_run(root, config, fresh=options.fresh)
     if options.fresh_from:
-        removed = remove_from(root, options.fresh_from, STAGES, config)
+        removed = remove_from(root, options.fresh_from, RECIPE, config)
         print(f"deleted in {root}: {', '.join(removed) or 'nothing'}")
     start = time.monotonic()
-    memory = run_stages([stage for stage in STAGES if stage.name in wanted], root, config, STAGES)
+    memory = run_stages([stage for stage in RECIPE if stage.name in wanted], root, config, RECIPE)
     print(f"finished in {time.monotonic() - start:.0f} s, peak memory {memory:.0f} MiB")
     report = root / "report" / "report.html"
     if report.exists():

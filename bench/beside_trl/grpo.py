@@ -13,9 +13,12 @@ from bench.transformers_baseline import hf_views_of
 from examples.data.chat_sources import sums
 from examples.errors import UserError
 from examples.model.hf import hf_views
+from examples.rewards.rules import number
 from examples.rollout.group import Rollout, sample_groups
-from examples.stages.grpo import GrpoTrainer, PackedOutputs, Task, exact_integer, pack_outputs
+from examples.stages.grpo import GrpoTrainer
+from examples.stages.tasks import Task
 from examples.train.grpo import advantages, token_weights
+from examples.train.outputs import PackedOutputs, pack_outputs
 
 PROBLEMS_SEED = 1  # of the questions
 
@@ -28,7 +31,7 @@ def grpo_trainers(start: Start, steps: int, turns: Turns) -> tuple[GrpoTrainer, 
 
     c = start.config.grpo
     problems = sums(c.prompts, PROBLEMS_SEED)
-    task = Task("sums", problems, problems, exact_integer)
+    task = Task("sums", problems, problems, number, number)
     ours = GrpoTrainer(start.config, start.folder / "none", start.weights, start.tokenizer, task)
     length = {p.question: len(tokens) for p, tokens in zip(problems, ours.prompts, strict=True)}
 
@@ -38,7 +41,7 @@ def grpo_trainers(start: Start, steps: int, turns: Turns) -> tuple[GrpoTrainer, 
             sum(map(len, completion_ids)) + sum(length[question] for question in asked)
         )
         return [
-            exact_integer(question, messages[0]["content"], {"answer": wanted})
+            number(question, messages[0]["content"], wanted)
             for question, messages, wanted in zip(asked, completions, answer, strict=True)
         ]
 
@@ -60,9 +63,7 @@ def grpo_trainers(start: Start, steps: int, turns: Turns) -> tuple[GrpoTrainer, 
         shuffle_dataset=False,
         router_aux_loss_coef=0.0,
     )
-    questions = [
-        {"prompt": [{"role": "user", "content": p.question}], "answer": p.record["answer"]} for p in problems
-    ]
+    questions = [{"prompt": [{"role": "user", "content": p.question}], "answer": p.answer} for p in problems]
 
     def step() -> dict[str, Any]:
         before = ours.tokens

@@ -34,7 +34,7 @@ class SftConfig:
     (`examples.data.chat_sources`); user: JSONL files. held_out_every: one conversation in so many is for evaluation.
     """
 
-    start: str = "pretrain"
+    start: str = "extend"
     schedule: SftSchedule = field(default_factory=SftSchedule)
     optimizer: AdamWSettings = field(default_factory=AdamWSettings)
     seq_len: int = 0
@@ -133,6 +133,11 @@ class GrpoConfig:
             raise UserError(
                 f"grpo.minibatches: must divide grpo.prompts = {self.prompts}; got {self.minibatches}"
             )
+
+    @property
+    def judged_by(self) -> str:
+        """The stage whose model judges answers, if `judge` asks for one."""
+        return "reward" if self.judge else ""
 
     def rate(self, step: int) -> float:
         """The learning rate of step `step` (from 0)."""

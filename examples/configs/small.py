@@ -63,7 +63,9 @@ CONFIG = RunConfig(
     ),
     # As in `tiny`: rates that keep the report's 5 : 1, mostly verifiable problems. Not tuned.
     sft=SftConfig(
-        schedule=SftSchedule(peak=1e-3, final=2e-4), batch_size=8, counts=(20000, 4000, 1000, 4000, 4000)
+        schedule=SftSchedule(peak=1e-3, final=2e-4),
+        batch_size=8,
+        counts=(20000, 4000, 1000, 4000, 4000),
     ),
     grpo=GrpoConfig(
         prompts=64,

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -238,23 +238,21 @@ class Judge:
 class JudgeReward:
     """Probability that a response is better than the reference, as a reward.
 
-    reference: another response to the same prompt; or the record of a problem (GRPO's), whose "answer" it then is. A response
-    equal to the reference is worth exactly one half. As with rules, a response that cannot be read, here because it is too
+    reference: another response to the same prompt, in GRPO the known answer. A response equal to it is worth exactly one half. As with rules, a response that cannot be read, here because it is too
     long for the judge, is worth nothing.
     """
 
     judge: Judge
 
-    def __call__(self, prompt: str, response: str, reference: str | Mapping[str, Any]) -> float:
+    def __call__(self, prompt: str, response: str, reference: str) -> float:
         return self.many([(prompt, response, reference)])[0]
 
-    def many(self, asked: Sequence[tuple[str, str, str | Mapping[str, Any]]]) -> list[float]:
+    def many(self, asked: Sequence[Triple]) -> list[float]:
         """The same for many at once, which is faster by far; what is asked twice is judged once."""
-        triples = [(p, a, b if isinstance(b, str) else str(b["answer"])) for p, a, b in asked]
-        readable = [triple for triple in dict.fromkeys(triples) if self.judge.reads(*triple)]
+        readable = [triple for triple in dict.fromkeys(asked) if self.judge.reads(*triple)]
         compared = zip(readable, self.judge.compare(readable), strict=True)
         values = {triple: comparison.probability for triple, comparison in compared}
-        return [values.get(triple, 0.0) for triple in triples]
+        return [values.get(triple, 0.0) for triple in asked]
 
     def vote(self, prompt: str, response: str, reference: str, number: int) -> bool | None:
         """A judgement for `examples.rewards.voting.Voting`, abstaining when the two orders disagree."""

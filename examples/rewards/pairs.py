@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from examples.data.chat_sources import Problem
 from examples.errors import UserError
 from examples.rewards.model import Preference, read_preferences
-
-Verify = Callable[[str, str, dict[str, Any]], float]  # question, response, record -> 1.0 if it is right
+from examples.rewards.rules import Rule
 
 NEAR = (-10, -3, -2, -1, 1, 2, 3, 10)  # a near number differs from the right one by one of these
 FAR = range(30, 100)  # sums of three digits are from -18 to 27
@@ -37,21 +35,21 @@ SOURCES = ("sums", "size", "policy", "brevity")
 
 def sums_pairs(problems: Sequence[Problem], rng: random.Random) -> list[Preference]:
     """One pair of each problem: its answer, and a number near to it."""
-    return [_right(p, p.record["answer"], str(int(p.record["answer"]) + rng.choice(NEAR))) for p in problems]
+    return [_right(p, p.answer, str(int(p.answer) + rng.choice(NEAR))) for p in problems]
 
 
 def size_pairs(problems: Sequence[Problem], rng: random.Random) -> list[Preference]:
     """One pair of each problem: its answer, and a number far from it."""
-    return [_right(p, p.record["answer"], str(rng.choice((-1, 1)) * rng.choice(FAR))) for p in problems]
+    return [_right(p, p.answer, str(rng.choice((-1, 1)) * rng.choice(FAR))) for p in problems]
 
 
 def policy_pairs(
-    problems: Sequence[Problem], answers: Sequence[Sequence[str]], verify: Verify
+    problems: Sequence[Problem], answers: Sequence[Sequence[str]], verify: Rule
 ) -> list[Preference]:
     """One pair of each problem to which the policy gave right and wrong answers: the first of either."""
     pairs = []
     for problem, group in zip(problems, answers, strict=True):
-        right = [verify(problem.question, text, problem.record) >= 1 for text in group]
+        right = [verify(problem.question, text, problem.answer) >= 1 for text in group]
         if any(right) and not all(right):
             pairs.append(_right(problem, group[right.index(True)], group[right.index(False)]))
     return pairs
@@ -61,7 +59,7 @@ def brevity_pairs(problems: Sequence[Problem], rng: random.Random) -> list[Prefe
     """One pair of each problem: its answer, and the same in many words."""
     pairs = []
     for problem in problems:
-        answer = problem.record["answer"]
+        answer = problem.answer
         rationale = f"{answer} is what both say, and {{chosen}} is shorter."
         pairs.append(Preference(problem.question, answer, rng.choice(TALK).format(answer), rationale))
     return pairs
@@ -72,7 +70,7 @@ GENERATED = {"sums": sums_pairs, "size": size_pairs, "brevity": brevity_pairs}  
 
 def _right(problem: Problem, chosen: str, rejected: str) -> Preference:
     # It does not name a response: then the verdict, a probability, is where the comparison is made, and not a word before it.
-    return Preference(problem.question, chosen, rejected, f"{problem.record['answer']} is right.")
+    return Preference(problem.question, chosen, rejected, f"{problem.answer} is right.")
 
 
 def user_pairs(

@@ -34,11 +34,11 @@ class Loaded:
 
 
 def stages_with_weights(root: Path) -> list[str]:
-    """Stages of a run that have a checkpoint, in the recipe's order; twins, which are measurements, come first."""
+    """Stages of a run that have a checkpoint, in the recipe's order; first what nobody talks to: twins, and the judge."""
     from examples.stages import RECIPE
 
     names = [stage.name for stage in RECIPE if list_checkpoints(root / stage.name)]
-    return sorted(names, key=lambda name: name not in ("without_bias", "fp8"))
+    return sorted(names, key=lambda name: name not in ("without_bias", "fp8", "reward"))
 
 
 def load_run(root: Path, stage: str | None = None, *, device: str = "cpu") -> Loaded:

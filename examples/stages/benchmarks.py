@@ -173,9 +173,7 @@ class Tasks:
     def _sums(self, text: TextModel, is_chat: bool) -> list[Row]:
         """GRPO's held-out one-digit sums, greedy."""
         problems = sums(self.settings.sums, self.settings.seed, held_out=True)
-        return self._exact(
-            text, is_chat, [Question(p.question, p.record["answer"]) for p in problems], "sums"
-        )
+        return self._exact(text, is_chat, [Question(p.question, p.answer) for p in problems], "sums")
 
     def _arithmetic(self, text: TextModel, is_chat: bool) -> list[Row]:
         """Sums of two numbers in words, greedy."""

@@ -27,6 +27,7 @@ from examples.data.tokenizer import Tokenizer
 from examples.errors import UserError
 from examples.model.transformer import Transformer
 from examples.rollout.group import Rollout, sample_groups
+from examples.stages.reward import trained_judge
 from examples.stages.stage import Context
 from examples.stages.tasks import Task, greedy_accuracy, make_task
 from examples.stages.tokenize import tokenizer_path
@@ -43,7 +44,8 @@ def run(context: Context) -> dict[str, Any]:
     tokenizer = Tokenizer.load(tokenizer_path(context.root))
     check_tokenizer(context.config, tokenizer.vocab_size)
     weights = start_weights(context.root / config.start)
-    task = make_task(context.config, judge=None)  # a trained judge goes here
+    judge = trained_judge(context.root, context.config, tokenizer) if config.judge else None
+    task = make_task(context.config, judge)
     trainer = GrpoTrainer(context.config, context.folder, weights, tokenizer, task)
     print(
         f"  {config.steps} steps of {config.prompts} questions x {config.group} answers, "

@@ -14,9 +14,9 @@ from examples.stages.stage import Context
 def run(context: Context) -> dict[str, Any]:
     """Draw and write; returns the numbers of the summary."""
     from examples.report.compose import compose
-    from examples.stages import REPORT, STAGES
+    from examples.stages import STEPS
 
-    stages = tuple(stage.name for stage in STAGES if stage is not REPORT)
+    stages = tuple(stage.name for stage in STEPS)
     findings = compose(context.root, context.folder, stages)
     print(f"  {context.folder / 'report.md'}", flush=True)
     for finding in findings:

@@ -19,7 +19,7 @@ from examples.stages.stage import open_run, run_stages
 
 def reproduce(source: Path, root: Path | None, *, threads: int | None = None, fresh: bool = False) -> int:
     """Make the stage in `source` and its inputs again in `root`; status 0 if every output is the same, else 1."""
-    from examples.stages import STAGES
+    from examples.stages import RECIPE
 
     source = source.resolve()
     begun = record.load(source)
@@ -28,14 +28,14 @@ def reproduce(source: Path, root: Path | None, *, threads: int | None = None, fr
     if root.resolve() == source.resolve().parent:
         raise UserError(f"--run-dir: must be another folder than the one to compare with; got {root}")
     name, there = begun["stage"], begun["processes"][-1]["environment"]
-    known = {stage.name for stage in STAGES}
+    known = {stage.name for stage in RECIPE}
     for stage in (name, *begun["inputs"]):
         if stage not in known:
             raise UserError(f"{source}: stages must be among {', '.join(sorted(known))}; got {stage!r}")
     torch.set_num_threads(threads or there["threads"])
     open_run(root, config, fresh=fresh)
-    wanted = [stage for stage in STAGES if stage.name in (name, *begun["inputs"])]
-    run_stages(wanted, root, config, STAGES)
+    wanted = [stage for stage in RECIPE if stage.name in (name, *begun["inputs"])]
+    run_stages(wanted, root, config, RECIPE)
 
     expected = dict(begun["inputs"])
     if (source / "done.json").exists():

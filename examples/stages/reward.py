@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.configs import RunConfig
+from examples.configs.reward import RewardConfig
 from examples.data.chat import chat, encode_prompt
 from examples.data.chat_sources import Problem, sums
 from examples.data.tokenizer import Tokenizer
@@ -23,6 +24,7 @@ from examples.errors import UserError
 from examples.model.transformer import Transformer
 from examples.rewards.model import (
     Judge,
+    JudgeReward,
     Preference,
     agreement,
     read_preferences,
@@ -32,9 +34,9 @@ from examples.rewards.model import (
 )
 from examples.rewards.pairs import GENERATED, SOURCES, policy_pairs, user_pairs
 from examples.rollout.group import sample_groups
-from examples.stages.grpo import exact_integer
 from examples.stages.sft import SftTrainer
 from examples.stages.stage import Context
+from examples.stages.tasks import make_verified
 from examples.stages.tokenize import tokenizer_path
 from examples.train.loop import check_tokenizer
 from examples.train.runner import Weights, start_weights
@@ -117,15 +119,14 @@ def make_pairs(policy: Transformer, tokenizer: Tokenizer, config: RunConfig) -> 
         if name not in SOURCES:
             raise UserError(f"reward.sources: must be among {', '.join(SOURCES)}; got {name!r}")
         seed = 1000 * c.seed + number
-        for kinds, problems in (
-            (train, sums(count, seed)),
-            (held_out, sums(c.held_out, seed, held_out=True)),
-        ):
-            if name in GENERATED:
-                kinds[name] = GENERATED[name](problems, random.Random(seed))
-                continue
+        if name in GENERATED:
+            train[name] = GENERATED[name](sums(count, seed), random.Random(seed))
+            held_out[name] = GENERATED[name](sums(c.held_out, seed, held_out=True), random.Random(seed))
+            continue
+        task = make_verified(config)
+        for kinds, problems in ((train, task.train[:count]), (held_out, task.held_out[: c.held_out])):
             answers = sample_answers(policy, tokenizer, problems, config, seed)
-            pairs = policy_pairs(problems, answers, exact_integer)
+            pairs = policy_pairs(problems, answers, task.verifier)
             print(
                 f"  policy: right and wrong answers to {len(pairs)} of {len(problems)} problems", flush=True
             )
@@ -168,6 +169,27 @@ def sample_answers(
             left = (printed - begin) / len(found) * (len(prompts) - len(found))
             print(f"  answers to {len(found)}/{len(prompts)} problems, ETA {left:.0f} s", flush=True)
     return found
+
+
+# --- the judge ------------------------------------------------------------------------------------------------------
+
+
+def make_judge(model: Transformer, tokenizer: Tokenizer, c: RewardConfig, temperature: float = 0.0) -> Judge:
+    """A judge as the configuration has it."""
+    return Judge(
+        model,
+        tokenizer,
+        system=c.system,
+        max_rationale=c.max_rationale,
+        temperature=temperature,
+        batch_size=JUDGE_BATCH,
+    )
+
+
+def trained_judge(root: Path, config: RunConfig, tokenizer: Tokenizer) -> JudgeReward:
+    """The judge of a run's finished stage, as a reward of GRPO (`grpo.judge`)."""
+    model = start_weights(root / config.grpo.judged_by).build().eval()
+    return JudgeReward(make_judge(model, tokenizer, config.reward))
 
 
 # --- training ------------------------------------------------------------------------------------------------------
@@ -218,14 +240,7 @@ class RewardTrainer(SftTrainer):
 
     def judge(self, temperature: float = 0.0) -> Judge:
         """A judge with the weights of this moment."""
-        return Judge(
-            self.model,
-            self.tokenizer,
-            system=self.reward.system,
-            max_rationale=self.reward.max_rationale,
-            temperature=temperature,
-            batch_size=JUDGE_BATCH,
-        )
+        return make_judge(self.model, self.tokenizer, self.reward, temperature)
 
     def evaluate(self) -> dict[str, Any]:
         """SFT's losses; "agreement": of each kind a score with its interval, consistency and bias."""

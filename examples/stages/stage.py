@@ -107,17 +107,14 @@ def _first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any]
     return None if old == new else (key, old, new)
 
 
-STARTS = (
-    "start",
-    "teacher",
-    "student",
-)  # fields of a stage's configuration that name a stage whose weights it reads
+# Fields of a stage's configuration that name a stage whose weights it reads; "" for none.
+STARTS = ("start", "teacher", "student", "judged_by")
 
 
 def needs(stage: Stage, config: RunConfig) -> tuple[str, ...]:
     """The stages that must have finished before `stage`: always, and because the configuration says so."""
     section = getattr(config, stage.name, None)
-    named = [str(getattr(section, key)) for key in STARTS if hasattr(section, key)]
+    named = [str(getattr(section, key)) for key in STARTS if getattr(section, key, "")]
     return tuple(dict.fromkeys((*stage.needs, *named)))
 
 

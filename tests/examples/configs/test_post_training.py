@@ -11,7 +11,7 @@ from examples.errors import UserError
 def test_the_reports_run():
     sft = get_config("v3_671b").sft
     assert (sft.schedule.peak, sft.schedule.final, sft.schedule.epochs) == (5e-6, 1e-6, 2)
-    assert sft.bias_speed == 0.0 and sft.mtp_weight == 0.1 and sft.start == "pretrain"
+    assert sft.bias_speed == 0.0 and sft.mtp_weight == 0.1 and sft.start == "extend"
     grpo = get_config("v3_671b").grpo
     assert grpo.normalization == "grpo" and grpo.replay and grpo.temperature == 1.0
 
@@ -44,4 +44,5 @@ def test_quick_is_shorter_but_keeps_what_reinforcement_learning_starts_from(name
     assert short.grpo.steps < whole.grpo.steps and short.distill.problems < whole.distill.problems
     for source, before, after in zip(whole.sft.sources, whole.sft.counts, short.sft.counts, strict=True):
         assert after == (before if source == whole.grpo.task else before // 3)
-    assert replace(short, train=whole.train, sft=whole.sft, grpo=whole.grpo, distill=whole.distill) == whole
+    parts = ("train", "extend", "sft", "grpo", "distill", "reward", "benchmarks")
+    assert replace(short, **{part: getattr(whole, part) for part in parts}) == whole

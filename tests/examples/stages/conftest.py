@@ -23,6 +23,7 @@ MICRO_RECIPE = [
     "sft.schedule.peak=1e-2",
     "sft.eval_every=4",
     "sft.checkpoint_every=3",
+    "grpo.task=sums",
     "grpo.steps=5",
     "grpo.prompts=4",
     "grpo.group=4",
@@ -38,6 +39,26 @@ MICRO_RECIPE = [
     "distill.problems=70",
     "distill.samples=64",
     "distill.max_new_tokens=4",
+    "sft.seq_len=100",
+    "reward.system=Compare.",
+    "reward.sources=sums,brevity",
+    "reward.counts=20,20",
+    "reward.held_out=6",
+    "reward.max_rationale=12",
+    "reward.vote_pairs=4",
+    "reward.votes=2",
+    "reward.checkpoint_every=4",
+    "benchmarks.documents=4",
+    "benchmarks.document_tokens=40",
+    "benchmarks.cloze=3",
+    "benchmarks.sums=12",
+    "benchmarks.arithmetic=5",
+    "benchmarks.code_samples=1",
+    "benchmarks.code_k=1",
+    "benchmarks.code_tokens=4",
+    "benchmarks.needles=1",
+    "benchmarks.needle_lengths=0.8",
+    "benchmarks.needle_depths=0.5",
 ]
 
 
@@ -79,9 +100,9 @@ def command():
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory, command):
     """(run folder in which every stage has finished, how often each touched the disk)."""
-    from examples.stages import STAGES
+    from examples.stages import RECIPE
 
     root = tmp_path_factory.mktemp("recipe") / "run"
-    status, said, counts = command(command.arguments(root, ",".join(s.name for s in STAGES)), root)
+    status, said, counts = command(command.arguments(root, ",".join(s.name for s in RECIPE)), root)
     assert status == 0, said[-3000:]
     return root, counts

@@ -29,6 +29,7 @@ from ..train.conftest import MICRO
 SETTINGS = [
     *MICRO,
     "train.schedule.total_tokens=512",
+    "sft.start=pretrain",
     "sft.sources=sums",
     "sft.counts=40",
     "benchmarks.documents=4",
@@ -94,7 +95,7 @@ def test_models_are_asked_in_their_own_form(started, monkeypatch):
     tokenizer, _, readers = open_data(started)
     model = start_weights(started / "sft").build().eval()
     problems = sums(12, 0, held_out=True)
-    right = {p.question: p.record["answer"] for p in problems}
+    right = {p.question: p.answer for p in problems}
     monkeypatch.setattr(
         benchmarks,
         "chat_answers",

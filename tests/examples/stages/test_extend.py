@@ -21,7 +21,6 @@ from examples.model.transformer import Transformer
 from examples.rollout.generate import generate
 from examples.rollout.load import load_run
 from examples.run import main
-from examples.stages.drawings import extend as drawings
 from examples.stages.extend import with_yarn
 from examples.train.checkpoint import list_checkpoints, load_checkpoint
 from examples.train.metrics import read_metrics
@@ -218,7 +217,7 @@ def test_weights_carry_yarn_into_what_follows(finished, tmp_path):
         assert config.yarn == wanted and config.max_positions == 160
     assert result(finished, "sft")["steps"] > 0
     loaded = load_run(finished)
-    assert loaded.stage == "extend" and not loaded.chats and loaded.model.config.yarn == wanted
+    assert loaded.stage == "sft" and loaded.chats and loaded.model.config.yarn == wanted
     prompt = [5 + i % 300 for i in range(150)]
     assert len(generate(loaded.model, [prompt], 8, eos=None).tokens[0]) == 8
     folder = export(finished, tmp_path / "hf", ExportOptions(), stage="extend", quiet=True)
@@ -327,12 +326,3 @@ def test_other_limits(tmp_path):
             parse_overrides(config, [override])
     with pytest.raises(UserError, match="must hold a checkpoint to start from"):
         start_weights(tmp_path / "nothing")
-
-
-def test_pictures(finished, tmp_path):
-    found = result(finished)
-    paths = drawings.figures(found, tmp_path)
-    assert [p.name for p in paths] == ["extend_perplexity.png", "extend_needle.png"]
-    assert all(p.read_bytes().startswith(b"\x89PNG") for p in paths)
-    found["needle"]["before"] = None
-    assert [p.name for p in drawings.figures(found, tmp_path / "x")] == ["extend_perplexity.png"]

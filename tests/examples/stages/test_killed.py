@@ -12,7 +12,7 @@ import signal
 import pytest
 
 from examples.configs import get_config, parse_overrides
-from examples.stages import STAGES
+from examples.stages import RECIPE
 from examples.stages.record import VOLATILE, without_timings
 from examples.stages.stage import made_from
 from examples.train.metrics import read_metrics
@@ -42,11 +42,11 @@ def told(folder):
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 10))])
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+@pytest.mark.parametrize("stage", RECIPE, ids=lambda stage: stage.name)
 def test_kill_nine_and_the_same_command_again(command, recipe, tmp_path, stage, seed):
     whole, counts = recipe
     root = tmp_path / "run"
-    inputs = [s.name for s in made_from(stage, STAGES, parse_overrides(get_config("tiny"), MICRO_RECIPE))]
+    inputs = [s.name for s in made_from(stage, RECIPE, parse_overrides(get_config("tiny"), MICRO_RECIPE))]
     root.mkdir()
     shutil.copy(whole / "config.json", root)
     for name in inputs:
@@ -62,4 +62,4 @@ def test_kill_nine_and_the_same_command_again(command, recipe, tmp_path, stage, 
     expected, found = told(whole / stage.name), told(root / stage.name)
     for key in expected:
         assert found[key] == expected[key], f"{where}: {key}"
-    assert {s.name for s in STAGES if (root / s.name).exists()} == {*inputs, stage.name}
+    assert {s.name for s in RECIPE if (root / s.name).exists()} == {*inputs, stage.name}

@@ -39,6 +39,7 @@ REPOSITORY = Path(__file__).parents[3]
 POST = [
     *MICRO,
     "train.schedule.total_tokens=512",
+    "sft.start=pretrain",
     "sft.sources=sums",
     "sft.counts=70",
     "sft.held_out_every=5",
@@ -103,21 +104,19 @@ def test_sft_lowers_the_loss_of_held_out_answers_and_of_mtp(finished):
     assert len(steps) == sft["steps"] and all(a["lr"] > b["lr"] for a, b in pairwise(steps))
 
 
-def test_sft_starts_from_the_stage_that_is_named(pretrained, capsys):
+def test_sft_starts_from_the_stage_that_is_named(pretrained):
     """Whose model may be of another shape than the configuration's: a stage between may have changed it."""
     root = pretrained.parent / "another"
     shutil.copytree(pretrained, root)
-    arguments = [*ARGUMENTS, "sft.start=longer", "--run-dir", str(root), "--stages", "sft"]
-    config = parse_overrides(get_config("tiny"), [*POST, "sft.start=longer"])
-    write_json(root / "config.json", to_dict(config))
-    assert main(arguments) == 2
-    assert "longer: must hold a checkpoint to start from" in capsys.readouterr().err
+    context = Context(root, "sft", parse_overrides(get_config("tiny"), [*POST, "sft.start=longer"]))
+    with pytest.raises(UserError, match="longer: must hold a checkpoint to start from"):
+        sft.run(context)
     start = start_weights(root / "pretrain")
     changed = {k: v + 1 if k.endswith("router.bias") else v for k, v in start.model.items()}
     shape = to_dict(replace(start.config, max_positions=64))
     tensors = {"model": changed, "optimizer": {"masters": start.masters}}
     save_checkpoint(root / "longer", 1, tensors, {"config": {"model": shape}})
-    assert main(arguments) == 0
+    sft.run(context)
     learnt = start_weights(root / "sft")
     assert learnt.config.max_positions == 64
     for name, value in learnt.model.items():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from examples.stages import STAGES
+from examples.stages import RECIPE
 from examples.train.metrics import read_metrics
 
 
@@ -14,10 +14,10 @@ def result(root, stage):
 
 def test_every_stage_is_done_and_done_once(recipe, command):
     root, _ = recipe
-    before = {stage.name: (root / stage.name / "done.json").stat().st_mtime_ns for stage in STAGES}
+    before = {stage.name: (root / stage.name / "done.json").stat().st_mtime_ns for stage in RECIPE}
     status, said, _ = command(command.arguments(root, ",".join(before)), root)
-    assert status == 0 and said.count("already done") == len(STAGES)
-    assert before == {stage.name: (root / stage.name / "done.json").stat().st_mtime_ns for stage in STAGES}
+    assert status == 0 and said.count("already done") == len(RECIPE)
+    assert before == {stage.name: (root / stage.name / "done.json").stat().st_mtime_ns for stage in RECIPE}
 
 
 def test_report_has_every_part_and_the_numbers_of_the_stages(recipe):
@@ -30,7 +30,7 @@ def test_report_has_every_part_and_the_numbers_of_the_stages(recipe):
         (root / "report" / "report.md").read_text(),
     )
     assert "cannot be shown" not in page
-    done = {stage.name for stage in STAGES}
+    done = {stage.name for stage in RECIPE}
     for section in STORY:
         assert (f"## {section.TITLE}" in markdown) == (section.STAGE in done)
     numbers = result(root, "report")

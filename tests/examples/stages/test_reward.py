@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,11 +17,13 @@ from examples.configs.reward import RewardConfig
 from examples.data.chat_sources import is_held_out, sums
 from examples.data.tokenizer import Tokenizer
 from examples.errors import UserError
-from examples.rewards.model import Judge, Judgement, JudgeReward, Preference, agreement, voting_agreement
+from examples.rewards.model import Judge, Judgement, Preference, agreement, voting_agreement
 from examples.rewards.pairs import GENERATED, policy_pairs, user_pairs
+from examples.rewards.rules import number
 from examples.run import main
 from examples.stages import grpo
-from examples.stages.reward import make_pairs
+from examples.stages.reward import make_pairs, trained_judge
+from examples.stages.tasks import make_task
 from examples.stages.tokenize import tokenizer_path
 from examples.train.checkpoint import list_checkpoints, load_checkpoint
 from examples.train.metrics import read_metrics
@@ -35,11 +36,13 @@ REPOSITORY = Path(__file__).parents[3]
 SETTINGS = [
     *MICRO,
     "train.schedule.total_tokens=512",
+    "sft.start=pretrain",
     "sft.sources=sums",
     "sft.counts=40",
     "sft.seq_len=100",
     "sft.batch_size=4",
     "sft.schedule.peak=1e-2",
+    "grpo.task=sums",
     "grpo.steps=1",
     "grpo.prompts=2",
     "grpo.group=4",
@@ -145,23 +148,22 @@ def test_kill_nine_and_resume(started, finished):
 
 def test_the_judge_is_a_reward_of_grpo(finished, tmp_path):
     """A step on a task whose reward is the judge; what a group gets is what the judge says."""
-    config = parse_overrides(get_config("tiny"), SETTINGS)
+    config = parse_overrides(get_config("tiny"), [*SETTINGS, "grpo.judge=1", "grpo.gate=false"])
     tokenizer = Tokenizer.load(tokenizer_path(finished))
-    weights = start_weights(finished / "reward")
-    judge = Judge(weights.build().eval(), tokenizer, system="Compare.", max_rationale=12)
-    task = replace(grpo.sums_task(config), reward=JudgeReward(judge))
+    reward = trained_judge(finished, config, tokenizer)
+    judge, task = reward.judge, make_task(config, reward)
     trainer = grpo.GrpoTrainer(config, tmp_path, start_weights(finished / "sft"), tokenizer, task)
     before = {name: p.clone() for name, p in trainer.model.named_parameters()}
     metrics = trainer.train_step()
-    assert 0 < metrics["reward"] < 1 and metrics["zero_variance_groups"] < 1
+    assert metrics["accuracy"] < metrics["reward"] and metrics["zero_variance_groups"] < 1
     assert any(not torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
     problem = task.train[0]
-    answer = problem.record["answer"]
-    reward = task.reward
-    assert reward(problem.question, answer, problem.record) == pytest.approx(0.5, abs=1e-6)
+    answer = problem.answer
+    assert task.reward(problem.question, "x", answer) == reward(problem.question, "x", answer)
+    assert reward(problem.question, answer, problem.answer) == pytest.approx(0.5, abs=1e-6)
     other = judge.compare([(problem.question, "x", answer)])[0].probability
-    assert reward(problem.question, "x", problem.record) == pytest.approx(other, abs=1e-6)
-    assert reward(problem.question, "word " * 100, problem.record) == 0.0  # cannot be read
+    assert reward(problem.question, "x", problem.answer) == pytest.approx(other, abs=1e-6)
+    assert reward(problem.question, "word " * 100, problem.answer) == 0.0  # cannot be read
 
 
 # --- pairs ---------------------------------------------------------------------------------------------------------
@@ -187,11 +189,11 @@ def test_generated_pairs_prefer_what_is_better(name, held_out):
 
 def test_policy_pairs_need_a_right_and_a_wrong_answer():
     problems = sums(4, 0)
-    right = [p.record["answer"] for p in problems]
+    right = [p.answer for p in problems]
     answers = [["x", right[0], "y"], [right[1]] * 3, ["x", "y", "z"], []]
-    (pair,) = policy_pairs(problems, answers, grpo.exact_integer)
+    (pair,) = policy_pairs(problems, answers, number)
     assert (pair.prompt, pair.chosen, pair.rejected) == (problems[0].question, right[0], "x")
-    (pair,) = policy_pairs(problems[:1], [[right[0], "x", "y"]], grpo.exact_integer)
+    (pair,) = policy_pairs(problems[:1], [[right[0], "x", "y"]], number)
     assert (pair.chosen, pair.rejected) == (right[0], "x")
 
 
