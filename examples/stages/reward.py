@@ -44,6 +44,7 @@ from examples.train.runner import Weights, start_weights
 JUDGE_BATCH = 64
 PROMPTS_AT_ONCE = 64
 PROGRESS_SECONDS = 5.0
+LOSS_PAIRS = 12  # held-out pairs of each kind whose loss is measured; agreement, which takes all, says more
 SHOWN = 2  # held-out pairs of each kind whose rationales are shown
 
 Kinds = dict[str, list[Preference]]
@@ -220,9 +221,10 @@ class RewardTrainer(SftTrainer):
             checkpoint_every=c.checkpoint_every,
             seed=c.seed,
         )
+        few = {name: group[:LOSS_PAIRS] for name, group in held_out.items()}
         chats = [
             {name: [m for p in group for m in training_chats(p, c.system)] for name, group in kinds.items()}
-            for kinds in (train, held_out)
+            for kinds in (train, few)
         ]
         super().__init__(replace(config, sft=settings), folder, weights, tokenizer, *chats)
         judge = self.judge()

@@ -284,4 +284,6 @@ def test_voting_by_hand():
 def test_limits(values, message):
     with pytest.raises(UserError, match=message):
         RewardConfig(**values)
-    assert min(RewardConfig(counts=(1, 2, 3, 400)).quick().counts) == 1
+    quick = RewardConfig(counts=(1, 2, 3, 400)).quick()
+    assert (quick.sources, quick.counts) == (("size", "brevity"), (1, 400))
+    assert RewardConfig(sources=("sums",), counts=(5,)).quick().counts == (5,)
