@@ -58,7 +58,8 @@ def write(run: RunFolder, part: Part) -> None:
         part.text(f"Not done: {why}.")
     if result.get("absent"):
         part.text(f"Stages that had not run: {', '.join(result['absent'])}.")
-    for row in [r for r in scored if r.get("samples") and r["model"] == models[-1]][:3]:
+    asked = [r for r in scored if isinstance(r.get("samples"), list) and r["model"] == models[-1]]
+    for row in asked[:3]:
         for sample in row["samples"][:2]:
             part.sample(
                 f"{row['name']}, {row['model']} (wanted: {sample['answer']})",

@@ -23,9 +23,9 @@ from examples.rewards import rules
 from examples.rewards.style import StyleLimits
 from examples.rollout.group import Rollout, sample_groups
 from examples.run import main
-from examples.stages import distill, grpo
+from examples.stages import distill, grpo, sft
 from examples.stages.sft import SftTrainer, split
-from examples.stages.stage import Context, write_json
+from examples.stages.stage import Context
 from examples.stages.tasks import Task, make_task, make_verified
 from examples.stages.tokenize import tokenizer_path
 from examples.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint

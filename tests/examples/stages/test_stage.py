@@ -162,7 +162,7 @@ def test_a_stage_made_again_from_its_folder_alone_is_equal_to_the_bit(command, r
     root = tmp_path / "again"
     status, said, _ = command(["--from", str(copy), "--run-dir", str(root)], root)
     assert status == 0, said[-2000:]
-    stages = ("tokenize", "pretrain", "sft")
+    stages = ("tokenize", "pretrain", "extend", "sft")
     for name in stages:
         assert f"{name}: equal to the bit" in said
         assert record.output_of(root, name) == record.output_of(whole, name)
