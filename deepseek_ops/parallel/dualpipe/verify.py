@@ -40,6 +40,8 @@ def verify(schedule: Schedule, *, buffers: int = 1, peak_chunks: int | Sequence[
     _deadlock(schedule, buffers)
     if peak_chunks is not None:
         bounds = [peak_chunks] * schedule.ranks if isinstance(peak_chunks, int) else list(peak_chunks)
+        rule = f"must be one number or {schedule.ranks}, one per rank"
+        require(len(bounds) == schedule.ranks, "peak_chunks", rule, f"{len(bounds)} numbers")
         _memory(schedule, bounds)
 
 
