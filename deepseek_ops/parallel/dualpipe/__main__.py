@@ -77,12 +77,13 @@ def _run(options: argparse.Namespace) -> int:
     for name in names:
         try:
             schedule = generate(name, options.pp, options.microbatches, chunks=options.chunks)
-            verify(schedule)
-            timelines.append(simulate(schedule, costs, link))
         except ArgumentError as error:
             if not everything:
                 raise
             refused.append(f"{name}: left out: {error}")
+            continue
+        verify(schedule)
+        timelines.append(simulate(schedule, costs, link))
     print(table(timelines, costs))
     for line in refused:
         print(line)
