@@ -3,6 +3,7 @@
 import itertools
 import re
 import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -121,3 +122,10 @@ def test_png_without_matplotlib(tmp_path, monkeypatch):
     with pytest.raises(ArgumentError, match="png: needs matplotlib"):
         write_png([TIMELINE], tmp_path / "chart.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_page_shows_what_the_code_makes():
+    page = (Path(__file__).parents[3] / "docs" / "pipeline.md").read_text()
+    drawn = [("dualpipe", 4, 8), ("dualpipev", 2, 4), ("1f1b", 4, 8), ("zb1p", 4, 8), ("interleaved", 4, 4)]
+    for name, ranks, microbatches in drawn:
+        assert text(simulate(generate(name, ranks, microbatches))) in page, name
