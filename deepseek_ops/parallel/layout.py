@@ -20,7 +20,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 SCHEDULES = ("1f1b", "zb1p", "dualpipe", "dualpipev")
 
@@ -31,6 +31,9 @@ class LayoutError(ValueError):
     def __init__(self, message: str, nearest: Layout | None) -> None:
         super().__init__(message)
         self.nearest = nearest
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LayoutError, (str(self), self.nearest)
 
 
 class Coordinates(NamedTuple):
