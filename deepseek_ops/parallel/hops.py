@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .faults import Group, ParallelError
+from .faults import ParallelError
+from .group import Group, as_bytes, from_bytes
 
 
 def slots(goes: Tensor, capacity: int | None) -> tuple[Tensor, Tensor, list[int]]:
@@ -43,6 +44,8 @@ def scatter(index: Tensor, values: Tensor, size: int) -> Tensor:
 
 def take(rows: Tensor, index: Tensor) -> Tensor:
     """rows[index], zeros for -1."""
+    if rows.dtype.itemsize == 1 and rows.dtype != torch.uint8:
+        return take(rows.view(torch.uint8), index).view(rows.dtype)  # FP8 has no gather
     if rows.shape[0] == 0:
         return rows.new_zeros((index.shape[0], *rows.shape[1:]))
     taken = rows.index_select(0, index.clamp(min=0))
@@ -85,41 +88,22 @@ class Hop:
 
     def there(self, *rows: Tensor) -> tuple[Tensor, ...]:
         """Tensors [T, ...] with one row each -> what arrives, peers ascending. One message: a row's tensors travel side by side."""
-        gathered = [take(r.view(torch.uint8) if r.dtype.itemsize == 1 else r, self.index) for r in rows]
-        if len(rows) == 1:
-            got = self.group.all_to_all(gathered[0], self.send, self.receive, phase=self.phase)
-            return (got.view(rows[0].dtype),)
-        packed = torch.cat([_as_bytes(r) for r in gathered], dim=1)
-        got = self.group.all_to_all(packed, self.send, self.receive, phase=self.phase)
-        parts = got.split([_width(r) for r in rows], dim=1)
-        return tuple(
-            part.contiguous().view(r.dtype).view(got.shape[0], *r.shape[1:])
-            for part, r in zip(parts, rows, strict=True)
-        )
+        return self._exchange([take(r, self.index) for r in rows], self.send, self.receive, self.phase)
 
-    def back(self, rows: Tensor) -> Tensor:
+    def back(self, *rows: Tensor) -> tuple[Tensor, ...]:
         """One row for each that arrived -> [slots, ...] at the sender."""
-        return self.group.all_to_all(rows, self.receive, self.send, phase=f"{self.phase}, back")
+        return self._exchange(rows, self.receive, self.send, f"{self.phase}, way back")
 
-    def total(self, rows: Tensor) -> Tensor:
+    def total(self, *rows: Tensor) -> tuple[Tensor, ...]:
         """`back`, then each of the T rows is the sum over its peers, ascending."""
-        return add_rows(self.back(rows), self.slot_of)
+        return tuple(add_rows(r, self.slot_of) for r in self.back(*rows))
 
-
-def _width(rows: Tensor) -> int:
-    count = rows.element_size()
-    for size in rows.shape[1:]:
-        count *= size
-    return count
-
-
-def _as_bytes(rows: Tensor) -> Tensor:
-    if rows.numel() == 0:
-        return torch.empty((rows.shape[0], _width(rows)), dtype=torch.uint8, device=rows.device)
-    return rows.reshape(rows.shape[0], -1).view(torch.uint8)
-
-
-def ordinal(numbers: Sequence[int] | Tensor) -> Tensor:
-    """How often a value came before, for sorted values: 5 5 7 7 7 -> 0 1 0 1 2."""
-    values = torch.as_tensor(numbers)
-    return torch.arange(values.shape[0], device=values.device) - torch.searchsorted(values, values)
+    def _exchange(
+        self, rows: Sequence[Tensor], send: list[int], receive: list[int], phase: str
+    ) -> tuple[Tensor, ...]:
+        if self.group.size == 1:
+            return tuple(rows)
+        packed = [as_bytes(r) for r in rows]
+        got = self.group.all_to_all(torch.cat(packed, dim=1), send, receive, phase=phase)
+        parts = got.split([part.shape[1] for part in packed], dim=1)
+        return tuple(from_bytes(part, r.dtype, r.shape[1:]) for part, r in zip(parts, rows, strict=True))

@@ -27,7 +27,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.rendezvous import rendezvous as torch_rendezvous
 
 from .._version import __version__
-from .faults import Group, ParallelError, Watch
+from .faults import ParallelError, Watch
+from .group import Group
 from .layout import Coordinates, Layout, LayoutError
 
 __all__ = ["Layout", "LayoutError", "Mesh", "launch"]

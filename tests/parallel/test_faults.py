@@ -76,7 +76,7 @@ def misfortune(rendezvous, what, victim):
                     mesh.world.all_gather(torch.ones(1), phase="another road")
             mesh.world.all_reduce_(torch.ones(100), phase="dispatch")
         return None
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (whatever it is, the test looks at it)
         suspects = getattr(error, "suspects", None)
         return type(error).__name__, str(error), suspects, time.monotonic() - start
 
