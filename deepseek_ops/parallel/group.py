@@ -96,6 +96,16 @@ class Group:
             self._do(phase, lambda: dist.all_reduce(tensor, group=self.handle, async_op=True)).wait()
         return tensor
 
+    def send(self, tensor: Tensor, to: int, tag: int, *, phase: str) -> Pending:
+        """Send to the rank at index `to`; `tensor` must stay as it is until the wait. Gloo only: NCCL has no tags."""
+        at = self.ranks[to]
+        return self._do(phase, lambda: dist.isend(tensor, at, group=self.handle, tag=tag))
+
+    def receive_into(self, out: Tensor, source: int, tag: int, *, phase: str) -> Pending:
+        """Receive what the rank at index `source` sends with this tag, in its order; same size on both ends."""
+        at = self.ranks[source]
+        return self._do(phase, lambda: dist.irecv(out, at, group=self.handle, tag=tag))
+
     def barrier(self, *, phase: str) -> None:
         """Everybody is here. Also a check that everybody lives."""
         device = "cuda" if self._on_cuda() else "cpu"
