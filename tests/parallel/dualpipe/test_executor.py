@@ -151,6 +151,59 @@ def test_mirrored_copies_end_with_the_same_bits_and_steps_add_up(world):
     assert any(not torch.equal(mine, total) for mine, total in zip(one[1][0], one[2][0], strict=True))
 
 
+def optimizer(modules):
+    return torch.optim.AdamW([p for module in modules for p in module.parameters()], lr=3e-3)
+
+
+def trained_alone(stages, microbatches, steps):
+    """Mean loss of every step of one process."""
+    modules = [stage(index, stages) for index in range(stages)]
+    adam, means = optimizer(modules), []
+    for _ in range(steps):
+        total = 0.0
+        for index in range(microbatches):
+            h = (microbatch(index)[0],)
+            for module in modules[:-1]:
+                h = module(*h)
+            one = loss(modules[-1](*h), microbatch(index)[1])
+            one.backward()
+            total += one.item()
+        adam.step()
+        adam.zero_grad()
+        means.append(total / microbatches)
+    return means
+
+
+def trained(rendezvous, name, microbatches, steps):
+    """Sum of the losses of this rank, by step."""
+    _, rank, size = rendezvous
+    schedule = generate(name, size, microbatches)
+    with launch(Layout(size, pp=size), rendezvous=rendezvous, timeout=30) as mesh:
+        modules = [stage(s, schedule.stages) for _, s in schedule.held(rank)]
+        executor, adam, sums = Executor(schedule, modules, mesh.pp, loss=loss), optimizer(modules), []
+        count = schedule.microbatches_per_direction
+        for _ in range(steps):
+            inputs, targets = (), ()
+            for direction, s in schedule.held(rank):
+                mine = [microbatch(direction * count + m) for m in range(count)]
+                inputs = [tokens for tokens, _ in mine] if s == 0 else inputs
+                targets = [wanted for _, wanted in mine] if s == schedule.stages - 1 else targets
+            sums.append(sum(one.item() for one in executor.step(inputs, targets)))
+            executor.reduce_mirrored()
+            adam.step()
+            adam.zero_grad()
+        return sums
+
+
+@pytest.mark.parametrize("name", ["dualpipe", "dualpipev"])
+def test_twenty_steps_equal_one_process(world, name):
+    """Issue 6: losses of 20 steps of AdamW to 1e-6 in fp32."""
+    steps = [sum(parts) / 4 for parts in zip(*world(2, trained, name, 4, 20), strict=True)]
+    expected = trained_alone(2 if name == "dualpipe" else 4, 4, 20)
+    assert steps == pytest.approx(expected, rel=1e-6)
+    assert expected[-1] < 0.7 * expected[0]
+
+
 def broken(rendezvous, what):
     _, rank, size = rendezvous
     start = time.monotonic()
