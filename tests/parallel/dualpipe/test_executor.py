@@ -89,7 +89,7 @@ def along(rendezvous, name, ranks, microbatches, steps):
     """One rank's losses, gradients by (direction, stage), and peak of live chunks."""
     _, rank, size = rendezvous
     schedule = generate(name, ranks, microbatches)
-    with launch(Layout(size, pp=size), rendezvous=rendezvous, timeout=30) as mesh:
+    with launch(Layout(size, pp=size), rendezvous=rendezvous, timeout=60) as mesh:
         held = schedule.held(rank)
         modules = [stage(s, schedule.stages) for _, s in held]
         calls = []
@@ -124,7 +124,7 @@ def along(rendezvous, name, ranks, microbatches, steps):
 def test_equal_to_one_process(world, name, ranks, microbatches):
     schedule = generate(name, ranks, microbatches)
     losses, gradients = alone(schedule.stages, microbatches)
-    results = world(ranks, along, name, ranks, microbatches, 1)
+    results = world(ranks, along, name, ranks, microbatches, 1, timeout=120)
     found = {}
     for rank, (some, _, _, _, _) in enumerate(results):
         for direction, s in schedule.held(rank):
@@ -141,7 +141,7 @@ def test_equal_to_one_process(world, name, ranks, microbatches):
 
 
 def test_mirrored_copies_end_with_the_same_bits_and_steps_add_up(world):
-    one, other = world(2, along, "dualpipe", 2, 4, 2)
+    one, other = world(2, along, "dualpipe", 2, 4, 2, timeout=120)
     for s in range(2):  # rank 0 holds stages 0 and 1, rank 1 stages 1 and 0
         for mine, mirrored in zip(one[2][s], other[2][1 - s], strict=True):
             assert torch.equal(mine, mirrored)
@@ -178,7 +178,7 @@ def trained(rendezvous, name, microbatches, steps):
     """Sum of the losses of this rank, by step."""
     _, rank, size = rendezvous
     schedule = generate(name, size, microbatches)
-    with launch(Layout(size, pp=size), rendezvous=rendezvous, timeout=30) as mesh:
+    with launch(Layout(size, pp=size), rendezvous=rendezvous, timeout=60) as mesh:
         modules = [stage(s, schedule.stages) for _, s in schedule.held(rank)]
         executor, adam, sums = Executor(schedule, modules, mesh.pp, loss=loss), optimizer(modules), []
         count = schedule.microbatches_per_direction
@@ -198,7 +198,7 @@ def trained(rendezvous, name, microbatches, steps):
 @pytest.mark.parametrize("name", ["dualpipe", "dualpipev"])
 def test_twenty_steps_equal_one_process(world, name):
     """Issue 6: losses of 20 steps of AdamW to 1e-6 in fp32."""
-    steps = [sum(parts) / 4 for parts in zip(*world(2, trained, name, 4, 20), strict=True)]
+    steps = [sum(parts) / 4 for parts in zip(*world(2, trained, name, 4, 20, timeout=120), strict=True)]
     expected = trained_alone(2 if name == "dualpipe" else 4, 4, 20)
     assert steps == pytest.approx(expected, rel=1e-6)
     assert expected[-1] < 0.7 * expected[0]
