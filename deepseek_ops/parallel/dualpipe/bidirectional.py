@@ -54,9 +54,8 @@ def _eight_phases(
         order.weight()
         order.forward(1)
     for repeat in range(microbatches - 2 * half + depth + 1):  # 4: the steady state
-        if (
-            repeat == 0 and at_the_middle
-        ):  # apart: F has its input long before B has, and a pair would wait for both
+        # The middle ranks do the first one apart: F has its input long before B has, and a pair would wait for both.
+        if repeat == 0 and at_the_middle:
             order.forward(0)
             order.backward(1)
         else:

@@ -41,7 +41,7 @@ class Owed:
 def backward_input(
     outputs: Sequence[Tensor], gradients: Sequence[Tensor | None], inputs: Sequence[Tensor]
 ) -> tuple[list[Tensor | None], Owed]:
-    """Gradients of `inputs` (leaves; None for those that need none), and what is owed to the weights above them.
+    """Gradients of `inputs` (leaves without `.grad`; None where none is needed), and what is owed to the weights above them.
 
     outputs: results of a stage, each with the gradient of the same place; None is a gradient of zero, or an output that needs none.
     A weight that meets the inputs at several nodes is not put off: its gradient is added to `.grad` here.
@@ -75,25 +75,20 @@ def backward_input(
     met = [node for node, weights in meetings.items() if weights and reaching[node]]
     hooks = [node.register_prehook(lambda arrived, node=node: left.update({node: arrived})) for node in met]
     try:
-        results = torch.autograd.grad(
+        torch.autograd.backward(
             [output for output, _ in pairs],
-            wanted + shared,
             [gradient for _, gradient in pairs],
+            inputs=wanted + shared,
             retain_graph=True,
-            allow_unused=True,
         )
     finally:
         for hook in hooks:
             hook.remove()
-    for weight, gradient in zip(shared, results[len(wanted) :], strict=True):
-        if gradient is not None:
-            weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
     for node in met:
         arrived = [(i, g) for i, g in enumerate(left.get(node, ())) if g is not None]
         own = [weight for weight in meetings[node] if times[id(weight)] == 1]
         owed.add([GradientEdge(node, i) for i, _ in arrived], [g for _, g in arrived], own)
-    found = {id(tensor): gradient for tensor, gradient in zip(wanted, results, strict=False)}
-    return [found.get(id(tensor)) for tensor in inputs], owed
+    return [tensor.grad for tensor in inputs], owed
 
 
 def _reaching(roots: Sequence[Node], targets: set[Node]) -> dict[Node, bool]:

@@ -180,3 +180,17 @@ def test_layers_with_backward_passes_of_their_own():
         assert torch.equal(one, other)
     for name, gradient in found[0][1].items():
         assert torch.equal(gradient, found[1][1][name]), name
+
+
+def test_hooks_on_weights_see_every_gradient_once():
+    """What reduces gradients as they come (data parallelism) hangs on the weights; put off or not, each hook runs once."""
+    torch.manual_seed(0)
+    for tied in (False, True):
+        module, x, seen = Block(tied), randn(5, 8).requires_grad_(), []
+        for name, parameter in module.named_parameters():
+            parameter.register_post_accumulate_grad_hook(lambda _, name=name, seen=seen: seen.append(name))
+        y = module(x)
+        _, owed = backward_input([y], [torch.ones_like(y)], [x])
+        assert bool(seen) == tied
+        owed.backward_weight()
+        assert sorted(seen) == sorted(name for name, _ in module.named_parameters() if name != "unused")
