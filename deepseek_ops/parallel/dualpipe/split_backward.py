@@ -32,10 +32,9 @@ class Owed:
 
     def backward_weight(self) -> None:
         """Add the weights' gradients to their `.grad`, and let the graph go."""
-        starts, self._starts = self._starts, []
-        while starts:
-            edges, gradients, weights = starts.pop()
-            torch.autograd.backward(edges, gradients, inputs=weights, retain_graph=bool(starts))
+        while self._starts:  # no two of them have a node in common, so each may free what it ran through
+            edges, gradients, weights = self._starts.pop()
+            torch.autograd.backward(edges, gradients, inputs=weights)
 
 
 def backward_input(
