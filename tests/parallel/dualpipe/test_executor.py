@@ -119,7 +119,7 @@ def along(rendezvous, name, ranks, microbatches, steps):
 @pytest.mark.parametrize(
     ("name", "ranks", "microbatches"),
     [("dualpipe", 2, 4), ("dualpipe", 2, 8), ("dualpipev", 2, 5), ("1f1b", 2, 4), ("interleaved", 2, 4), ("zb1p", 2, 5),
-     ("dualpipe", 4, 10)],
+     ("dualpipe", 4, 10), ("dualpipev", 3, 6)],
 )  # fmt: skip
 def test_equal_to_one_process(world, name, ranks, microbatches):
     schedule = generate(name, ranks, microbatches)
@@ -277,3 +277,31 @@ def test_dualpipev_on_one_rank_needs_no_process_group(overlap):
     for module, wanted in zip(modules, gradients, strict=True):
         for parameter, gradient in zip(module.parameters(), wanted, strict=True):
             torch.testing.assert_close(parameter.grad, gradient, rtol=1e-6, atol=1e-6)
+
+
+class Noting(Executor):
+    """Knows which kind of op is at work."""
+
+    now = None
+
+    def _compute(self, op, arrived):
+        self.now = op.kind
+        return super()._compute(op, arrived)
+
+
+def test_gradients_of_weights_wait_for_their_w():
+    """After Bi nothing is in `.grad`: every weight gets one gradient per micro-batch, in B or in W, never in Bi."""
+    schedule = generate("dualpipev", 1, 4)
+    modules, seen = [stage(0, 2), stage(1, 2)], []
+    executor = Noting(schedule, modules, Group.alone(), loss=loss)
+    for index, module in enumerate(modules):
+        for parameter in module.parameters():
+            parameter.register_post_accumulate_grad_hook(
+                lambda _, index=index: seen.append((index, executor.now))
+            )
+    data = [microbatch(index) for index in range(4)]
+    executor.step([tokens for tokens, _ in data], [targets for _, targets in data])
+    done = [(op.stage, op.kind) for _, op in schedule.walk(0) if op.kind in (Kind.B, Kind.W)]
+    count = {0: 3, 1: 3}  # parameters of Embedding and of Head
+    assert sorted(seen) == sorted(one for one in done for _ in range(count[one[0]]))
+    assert {kind for _, kind in seen} == {Kind.B, Kind.W}

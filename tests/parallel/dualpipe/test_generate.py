@@ -97,3 +97,37 @@ def test_interleaved_needs_two_chunks():
         ArgumentError, match=r"chunks: interleaved needs at least 2; got 1 \(nearest legal: 2\)"
     ):
         generate("interleaved", 4, 8, chunks=1)
+
+
+def test_where_one_channel_per_pair_of_ranks_would_do():
+    """Without tags (NCCL) messages between two ranks must be taken in the order of sending, whatever they carry.
+
+    So it is in the one-way schedules; DualPipe from 6 ranks on and DualPipeV from 3 need channels apart, or receives
+    that are posted before they are needed.
+    """
+
+    def in_order(schedule):
+        sent, taken = {}, {}
+        for rank in range(schedule.ranks):
+            for _, op in schedule.walk(rank):
+                made, needed = schedule.sent(op), schedule.received(op)
+                if made and schedule.receiver(made) != rank:
+                    sent.setdefault((rank, schedule.receiver(made)), []).append(made)
+                if needed and schedule.sender(needed) != rank:
+                    taken.setdefault((schedule.sender(needed), rank), []).append(needed)
+        return sent == taken
+
+    for name in ("1f1b", "zb1p", "interleaved"):
+        assert all(in_order(generate(name, ranks, 3 * ranks)) for ranks in (2, 3, 8, 16))
+    assert [in_order(generate("dualpipe", ranks, 2 * ranks)) for ranks in (2, 4, 6, 8)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert [in_order(generate("dualpipev", ranks, 2 * ranks)) for ranks in (1, 2, 3, 4)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
