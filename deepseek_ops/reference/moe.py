@@ -180,8 +180,8 @@ def unpermute(y: Tensor, source: Tensor, num_tokens: int, top_k: int, weights: T
         return y.new_zeros((num_tokens, y.shape[1]))
     row_of_slot = torch.empty_like(source)
     row_of_slot[source] = torch.arange(source.shape[0], device=source.device)
-    inner = y.dtype if weights is None else weights.dtype
-    # One pass: gather, weigh and add a token's rows in slot order, in fp32 (also where y is bf16).
+    inner = torch.float64 if y.dtype == torch.float64 else torch.float32
+    # One pass: gather, weigh and add a token's rows in slot order, in fp32 (a bag of bf16 rows would round on the way).
     out = F.embedding_bag(
         row_of_slot.view(num_tokens, top_k), y.to(inner).contiguous(), mode="sum", per_sample_weights=weights
     )
