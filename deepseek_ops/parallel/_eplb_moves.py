@@ -84,7 +84,7 @@ class _Layer:
 
     def loads(self, slots: Ints) -> Floats:
         share = self.load / np.maximum(self.count(slots), 1)
-        return np.bincount(self.gpu, weights=share[slots], minlength=self.gpus)
+        return np.bincount(self.gpu, weights=share[slots], minlength=self.gpus).astype(np.float64)
 
     def heaviest(self, slots: Ints) -> float:
         return float(self.loads(slots).max())
@@ -176,7 +176,7 @@ class _Layer:
         home = np.zeros(self.groups, dtype=np.int64)
         home[self.group[slots]] = self.node
         spare = np.flatnonzero(count[slots] >= 2)
-        legal = (home[self.group][None] == self.node[spare][:, None]) & ~here[self.gpu[spare]]
+        legal = np.asarray(home[self.group][None] == self.node[spare][:, None]) & ~here[self.gpu[spare]]
         if homewards:
             legal &= (self.fetch[self.gpu[spare]] - self.fetch[self.gpu[spare], slots[spare]][:, None]) < 0
         else:  # it can help to give a hot expert a replica, or to take one from a hot GPU
