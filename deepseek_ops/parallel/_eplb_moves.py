@@ -176,7 +176,8 @@ class _Layer:
         home = np.zeros(self.groups, dtype=np.int64)
         home[self.group[slots]] = self.node
         spare = np.flatnonzero(count[slots] >= 2)
-        legal = np.asarray(home[self.group][None] == self.node[spare][:, None]) & ~here[self.gpu[spare]]
+        legal = ~here[self.gpu[spare]]
+        legal &= home[self.group][None] == self.node[spare][:, None]
         if homewards:
             legal &= (self.fetch[self.gpu[spare]] - self.fetch[self.gpu[spare], slots[spare]][:, None]) < 0
         else:  # it can help to give a hot expert a replica, or to take one from a hot GPU
