@@ -182,7 +182,7 @@ class _Layer:
             legal &= (self.fetch[self.gpu[spare]] - self.fetch[self.gpu[spare], slots[spare]][:, None]) < 0
         else:  # it can help to give a hot expert a replica, or to take one from a hot GPU
             over = loads > target
-            legal &= here[over].any(0)[None] | over[self.gpu[spare]][:, None]
+            legal &= here[over].any(axis=0, keepdims=True) | over[self.gpu[spare]][:, None]
         which, new = np.nonzero(legal)
         slot = spare[which]
         old, gpu, at = slots[slot], self.gpu[slot], np.arange(len(slot))
