@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from deepseek_ops.parallel.layout import Layout, LayoutError
 from examples.errors import UserError
 from examples.model.config import ModelConfig
-from examples.plan.hardware import EFFICIENCIES, Efficiencies, Hardware
 from examples.plan.compute import BlockTime, block_time
+from examples.plan.hardware import EFFICIENCIES, Efficiencies, Hardware
 from examples.plan.model_costs import BlockCosts, blocks
-from examples.plan.stages import Stage, held, stages
+from examples.plan.stages import Stage, cut, held
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Plan:
 
     @property
     def pp(self) -> int:
+        """Pipeline ranks."""
         return self.layout.pp
 
     @property
@@ -48,6 +50,7 @@ class Plan:
 
     @property
     def step_tokens(self) -> int:
+        """Tokens of an optimizer step."""
         return self.batch * self.seq_len
 
     @property
@@ -68,13 +71,15 @@ class Plan:
             comm_sms=self.assumptions.comm_sms.number if beside else 0,
         )
 
+    @cached_property
     def stages(self) -> tuple[Stage, ...]:
+        """The model, cut."""
         every = list(blocks(self.model, self.seq_len, self.context_parallel))
-        return stages(every, self.pp, lambda block: self.block_time(block).seconds)
+        return cut(every, self.pp, lambda block: self.block_time(block).seconds)
 
     def held(self, rank: int) -> tuple[Stage, ...]:
         """The stages of a pipeline rank."""
-        return held(self.stages(), rank)
+        return held(self.stages, rank)
 
 
 def make_plan(

@@ -29,6 +29,7 @@ class Result:
 
     @property
     def fits(self) -> bool:
+        """Whether the fullest GPU has the memory."""
         return self.bytes <= self.plan.hardware.memory.number
 
     @property
@@ -59,6 +60,7 @@ class Result:
 
     @property
     def hours_per_trillion(self) -> float:
+        """GPU hours per 10^12 tokens."""
         return TRILLION / self.tokens_per_gpu / 3600
 
     @property

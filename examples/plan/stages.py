@@ -14,7 +14,7 @@ from examples.plan.model_costs import BlockCosts
 Stage = tuple[BlockCosts, ...]
 
 
-def stages(every: Sequence[BlockCosts], pp: int, weigh: Callable[[BlockCosts], float]) -> tuple[Stage, ...]:
+def cut(every: Sequence[BlockCosts], pp: int, weigh: Callable[[BlockCosts], float]) -> tuple[Stage, ...]:
     """All blocks in `pp` stages, in order; `pp` is 1 or even. weigh: what a block costs."""
     layers = [b for b in every if b.kind in ("dense", "moe")]
     first = [b for b in every if b.kind == "embedding"]
@@ -34,10 +34,10 @@ def stages(every: Sequence[BlockCosts], pp: int, weigh: Callable[[BlockCosts], f
     allowed = [n for n in range(2 if pairs else 0, len(layers) + 1) if len(layers) - n >= 2 * inner]
     outer = min(allowed or [0], key=heaviest) if inner else len(layers)
     counts = _counts(len(layers), outer, pp, sum(map(weigh, last)) / typical)
-    cut, out = 0, []
+    start, out = 0, []
     for index, count in enumerate(counts):
-        part = layers[cut : cut + count]
-        cut += count
+        part = layers[start : start + count]
+        start += count
         out.append((*(first if index == 0 else ()), *part, *(last if index == pp - 1 else ())))
     return tuple(out)
 
