@@ -68,7 +68,7 @@ class Efficiencies:
     combine_overlapped: Value
     collective: Value  # of `internode`, reduce-scatter and all-gather of ZeRO-1
     overlap_loss: Value  # of a pair's span, that no compute kernel fills
-    rank_imbalance: Value  # load of the fullest EP rank over the mean, times 1
+    rank_imbalance: Value  # load of the fullest EP rank over the mean
     comm_sms: Value  # count
     runtime_bytes: Value  # CUDA context, NCCL, libraries
     fragmentation: Value  # of what is allocated
@@ -138,7 +138,7 @@ HARDWARE = {
     ),
 }
 
-_TRACE = "trace: {} in 4 layers on 112 of 132 SMs"
+_TRACE = "trace, 4 layers, 112 of 132 SMs: {}"
 
 EFFICIENCIES = Efficiencies(
     # 1033.5M multiply-adds per token and layer (MLA and shared expert forward and Dgrad, up-projections again).

@@ -22,7 +22,7 @@ LARGE = 0.1 * TERA  # FLOPs of a product that fills a GPU: 4096 x 7168 x 2048 ha
 _KERNELS = {
     "fp8_gemm": ("fp8_dense", True),
     "fp8_gemm_grouped": ("fp8_grouped", True),
-    "fp8_wgrad": ("fp8_wgrad", True),
+    "fp8_wgrad_grouped": ("fp8_wgrad", True),
     "bf16_gemm": ("bf16_gemm", False),
 }
 

@@ -33,24 +33,31 @@ def row_bytes(plan: Plan) -> tuple[float, float]:
     return (d + 4 * -(-d // 128) if plan.model.precision == "fp8" else 2 * d) + _META, 2 * d
 
 
+def wire_speed(plan: Plan) -> float:
+    """Bytes per second between the ranks of a collective or of the pipeline: NVLink if all are in one node."""
+    card = plan.hardware
+    return (card.internode if plan.layout.world > card.node_size else card.nvlink).number
+
+
 def chunk_links(plan: Plan, stage: Stage) -> dict[str, float]:
     """Seconds of communication of one chunk: forward and backward alone, all of it beside compute, and the neighbours."""
     a, card = plan.assumptions, plan.hardware
     routed = sum(block.routed for block in stage)
     out = {"forward alone": 0.0, "backward alone": 0.0, "beside compute": 0.0, "point-to-point": 0.0}
+    wire = wire_speed(plan)
     if plan.pp > 1:  # one state forward and its gradient backward, each over the rank's own wire
         out["point-to-point"] = (
-            2 * 2 * plan.model.hidden_size * plan.tokens / (card.internode.number * a.internode_alone.number)
+            2 * 2 * plan.model.hidden_size * plan.tokens / (wire * a.internode_alone.number)
         )
     if (
         plan.context_parallel > 1
     ):  # latents: gathered forward and again backward, their FP32 gradients reduced
         layers = sum(block.kind in ("dense", "moe", "mtp") for block in stage)
         gathered = plan.seq_len * plan.micro_batch * plan.model.latent_width * layers
-        wire = card.internode.number * a.collective.number
-        out["forward alone"] += 2 * gathered / wire
-        out["backward alone"] += (2 + 4) * gathered / wire
-        out["beside compute"] += (2 + 2 + 4) * gathered / wire
+        ring = wire * a.collective.number
+        out["forward alone"] += 2 * gathered / ring
+        out["backward alone"] += (2 + 4) * gathered / ring
+        out["beside compute"] += (2 + 2 + 4) * gathered / ring
     if not routed or plan.layout.ep == 1:
         return out
     nodes, gpus = visited(plan)

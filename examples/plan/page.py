@@ -87,11 +87,12 @@ def assumptions(result: Result) -> str:
     """Every assumption behind a plan with its source, as Markdown."""
     lines = ["| assumption | value | kind | source |", "|---|---:|---|---|"]
     for name, value in rows(result.plan.hardware, result.plan.assumptions):
-        lines.append(f"| {name} | {_number(value.number)} | {value.kind} | {value.source} |")
+        lines.append(f"| {name} | {number(value.number)} | {value.kind} | {value.source} |")
     return "\n".join(lines)
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """With a unit letter where it is large."""
     for size, letter in ((1e12, "T"), (1e9, "G")):
         if value >= size:
             return f"{value / size:.4g} {letter}"

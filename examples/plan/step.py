@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from examples.plan.compute import COMPUTE
-from examples.plan.links import chunk_links
+from examples.plan.links import chunk_links, wire_speed
 from examples.plan.plan import Plan
 from examples.plan.stages import Stage
 
@@ -70,7 +70,6 @@ def _rank_step(plan: Plan, rank: int) -> Step:
         pair = max(filled, communication)
         exposed = (m - plan.pp) * (pair - work) + plan.pp * alone
         bubble = (plan.pp // 2 - 1) * (pair + backward - 3 * weight)
-        # Wires that are idle for a moment and communication that is shown cannot both be hidden.
         hidden = {
             "all-to-all": (m - plan.pp) * max(0.0, links["beside compute"] - (pair - work)),
             "point-to-point": m * links["point-to-point"],
@@ -98,8 +97,8 @@ def _optimizer(plan: Plan, own: tuple[Stage, ...]) -> dict[str, float]:
     copies = len(own)
     dense = sum(b.parameters for stage in own for b in stage)
     expert = sum(b.expert_parameters for stage in own for b in stage) / plan.layout.ep
-    a, card, world = plan.assumptions, plan.hardware, plan.layout.world
-    wire = (card.internode if world > card.node_size else card.nvlink).number * a.collective.number
+    a, card = plan.assumptions, plan.hardware
+    wire = wire_speed(plan) * a.collective.number
     exchanged = shard = 0.0
     for parameters, group in ((dense, plan.layout.dp * copies), (expert, plan.layout.replicas * copies)):
         exchanged += parameters * (1 - 1 / group)
