@@ -17,11 +17,11 @@ V3 = get_config("v3_671b").model
 
 
 def test_the_report_fits(report_plan: Plan) -> None:
-    assert sum(memory(report_plan).values()) < 80e9
+    """80 GB cards have 80 GiB, less what the driver keeps."""
     assert sum(memory(report_plan).values()) < report_plan.hardware.memory.number
 
 
-@pytest.mark.parametrize(("pp", "ep"), [(1, 1), (1, 8), (2, 4), (4, 2), (8, 1)])
+@pytest.mark.parametrize(("pp", "ep"), [(1, 1), (1, 8), (2, 4), (4, 2), (4, 1)])
 @pytest.mark.parametrize("name", ["v3_16b", "small"])
 def test_zero_shards_every_parameter_once(name: str, pp: int, ep: int) -> None:
     """Over all GPUs there are 4 bytes of master weight per parameter, moments as many, however the layout is."""

@@ -70,14 +70,14 @@ def test_links_by_hand() -> None:
     assert one["forward alone"] == pytest.approx(seconds)
 
 
-def test_zero_bandwidth_of_the_wires_is_exposed(report_plan: Plan) -> None:
+def test_what_is_not_hidden_is_shown(report_plan: Plan) -> None:
     """A network at half speed cannot be hidden any more: the pair is as long as its communication."""
     card = HARDWARE["h800"]
     slow = replace(card, internode=replace(card.internode, number=25e9))
     step = _rank_step(replace(report_plan, hardware=slow), 4)
     links = chunk_links(replace(report_plan, hardware=slow), report_plan.held(4)[0])
     assert step.pair == pytest.approx(links["beside compute"] + links["point-to-point"])
-    assert step.terms["all-to-all, exposed"] > 5 * _rank_step(report_plan, 4).terms["all-to-all, exposed"]
+    assert step.terms["all-to-all, exposed"] > 3 * _rank_step(report_plan, 4).terms["all-to-all, exposed"]
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
