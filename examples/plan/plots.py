@@ -10,6 +10,7 @@ import matplotlib
 
 matplotlib.use("Agg")  # no screen needed
 import matplotlib.pyplot as plt
+from matplotlib.patches import Rectangle
 
 from examples.plan.hardware import GIB
 from examples.plan.run import Result
@@ -31,7 +32,7 @@ def _stacked(axis: Any, bars: Mapping[str, Mapping[str, float]]) -> None:
             left += value
     axis.set_yticks(range(len(bars)), list(bars))
     axis.invert_yaxis()
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colors[i % 20]) for i in range(len(names))]
+    handles = [Rectangle((0, 0), 1, 1, color=colors[i % 20]) for i in range(len(names))]
     axis.legend(handles, names, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     axis.grid(axis="x", alpha=0.3)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from examples.configs import cluster, get_config
 from examples.configs.schedules import TOTAL_TOKENS, TRILLION
@@ -96,7 +97,7 @@ def the_report(assumptions: Efficiencies = EFFICIENCIES) -> tuple[Result, list[R
     the report does not say how it was done. Post-training is the report's number: nothing published tells its tokens.
     """
     model = get_config("v3_671b").model
-    common = {
+    common: dict[str, Any] = {
         "gpus": cluster.GPUS,
         "pp": cluster.PIPELINE_PARALLEL,
         "ep": cluster.EXPERT_PARALLEL,
