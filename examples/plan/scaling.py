@@ -128,9 +128,7 @@ def render(lines: dict[str, list[Result]], ifs: dict[str, Result]) -> str:
     """The text of the page."""
     main, phases, bill = the_report()
     ranked = find("v3_671b", "h800", cluster.GPUS, main.plan.batch, EFFICIENCIES)
-    kinds = [
-        value.kind for _, value in page.rows(main.plan.hardware, measured(main.plan.hardware, EFFICIENCIES))
-    ]
+    kinds = [value.kind for _, value in rows(main.plan.hardware, measured(main.plan.hardware, EFFICIENCIES))]
     return _PAGE.format(
         measured=f"{kinds.count('measured')} of {len(kinds)} assumptions are measured by this repository",
         bill=page.comparison(bill),
@@ -154,7 +152,7 @@ def _largest(main: Result) -> int:
 
 
 def _what_if_table(ifs: dict[str, Result]) -> str:
-    rows = [
+    table = [
         "| plan | tokens/s/GPU | MFU (BF16) | days | million dollars | GiB | |",
         "|---|---:|---:|---:|---:|---:|---|",
     ]
@@ -168,7 +166,7 @@ def _what_if_table(ifs: dict[str, Result]) -> str:
 
 
 def _curve_table(results: list[Result]) -> str:
-    rows = [
+    table = [
         "| GPUs | layout | M | tokens/s/GPU | MFU (BF16) | days | GiB |",
         "|---:|---|---:|---:|---:|---:|---:|",
     ]
