@@ -16,7 +16,7 @@ from typing import Any
 from examples.configs import cluster, get_config
 from examples.errors import UserError
 from examples.plan import page
-from examples.plan.hardware import EFFICIENCIES, GIB, Efficiencies, Value, get_hardware
+from examples.plan.hardware import EFFICIENCIES, GIB, Efficiencies, Value, get_hardware, rows
 from examples.plan.ledger import measured
 from examples.plan.run import Result, the_report
 from examples.plan.search import Search, search, short
