@@ -20,6 +20,8 @@ from examples.plan.hardware import EFFICIENCIES, GIB, Efficiencies, Value, get_h
 from examples.plan.ledger import measured
 from examples.plan.run import Result, the_report
 from examples.plan.search import Search, search, short
+from examples.plan.simulated import pipeline_seconds
+from examples.plan.step import AFTER
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs"
 _GPUS = tuple(2**n for n in range(3, 15))
@@ -130,6 +132,9 @@ def render(lines: dict[str, list[Result]], ifs: dict[str, Result]) -> str:
     ranked = find("v3_671b", "h800", cluster.GPUS, main.plan.batch, EFFICIENCIES)
     kinds = [value.kind for _, value in rows(main.plan.hardware, measured(main.plan.hardware, EFFICIENCIES))]
     return _PAGE.format(
+        simulated=pipeline_seconds(main.plan),
+        exposed=pipeline_seconds(main.plan, 1e-3),
+        formula=sum(v for name, v in main.step.terms.items() if name not in AFTER),
         measured=f"{kinds.count('measured')} of {len(kinds)} assumptions are measured by this repository",
         bill=page.comparison(bill),
         summary=page.summary(main),
@@ -240,8 +245,9 @@ For H800; other cards: `python -m examples.plan 671b --hardware h200 --assumptio
 - Stragglers, failures, checkpoints, evaluation, data loading, the network's own contention: a step here is the same every time.
 - The share of its peak that a kernel reaches does not depend on shapes or on the card. Small models (16B: hidden size 2048) reach less
   than these shares, a card with little arithmetic for its bandwidth (H20) more; B200 has no kernels here at all.
-- The bubble is the report's formula with the chunks of the mean stage of a rank. The event simulator of `deepseek_ops/parallel/dualpipe`
-  can replace it, with each stage's own times.
+- The bubble is the report's formula with the chunks of the mean stage of a rank. Played by the event simulator of
+  [`deepseek_ops/parallel/dualpipe`](pipeline.md), with each stage's own times, the report's pipeline takes {simulated:.2f} s where the formula
+  says {formula:.2f} s; every hop of the pipeline that took an exposed millisecond would make it {exposed:.2f} s.
 - Communication that pairs of chunks hide is counted as hidden as long as it is shorter than their computation, with the loss that the
   trace shows; when filling and draining the pipeline it is shown whole.
 - Memory is what tensors need plus two per cent: no allocator was asked. Where a sequence is shared by GPUs, keys and values of the whole sequence are

@@ -16,6 +16,8 @@ from examples.plan.links import chunk_links, wire_speed
 from examples.plan.plan import Plan
 from examples.plan.stages import Stage
 
+AFTER = ("gradients and weights of ZeRO-1", "optimizer")  # terms that come when the pipeline has drained
+
 
 @dataclass(frozen=True)
 class Step:
@@ -34,7 +36,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class _Chunk:
+class Chunk:
     """One stage and one micro-batch, in seconds."""
 
     compute: dict[str, float]  # of F and B together
@@ -42,16 +44,22 @@ class _Chunk:
     weight: float
     links: dict[str, float]  # as `examples.plan.links.chunk_links`
 
+    @property
+    def seconds(self) -> float:
+        """F and B without communication."""
+        return sum(self.compute.values())
+
 
 def step_time(plan: Plan) -> Step:
     """The step of the slowest pipeline rank."""
-    steps = [_rank_step(plan, rank) for rank in range(max(1, plan.pp // 2))]
+    steps = [rank_step(plan, rank) for rank in range(max(1, plan.pp // 2))]
     return max(steps, key=lambda step: step.seconds)
 
 
-def _rank_step(plan: Plan, rank: int) -> Step:
+def rank_step(plan: Plan, rank: int) -> Step:
+    """The step as long as one pipeline rank makes it."""
     own = plan.held(rank)
-    chunks = [_chunk(plan, stage) for stage in own]
+    chunks = [chunk(plan, stage) for stage in own]
     n = len(chunks)  # a rank works on its stages in turn: everything below is their mean
 
     def mean(values: list[float]) -> float:
@@ -82,9 +90,10 @@ def _rank_step(plan: Plan, rank: int) -> Step:
     return Step(terms, hidden, pair, forward, backward, weight)
 
 
-def _chunk(plan: Plan, stage: Stage) -> _Chunk:
+def chunk(plan: Plan, stage: Stage) -> Chunk:
+    """One micro-batch on one stage."""
     times = [plan.block_time(block) for block in stage]
-    return _Chunk(
+    return Chunk(
         {name: sum(time.terms[name] for time in times) for name in COMPUTE},
         forward=sum(time.forward for time in times),
         weight=sum(time.weight for time in times),
@@ -105,8 +114,9 @@ def _optimizer(plan: Plan, own: tuple[Stage, ...]) -> dict[str, float]:
         shard += parameters / group
     # Reads gradient, master and both moments, writes master, both moments and the new weight.
     touched = shard * (4 + 2 * 4 + 4 * plan.moments_bytes + 2)
-    return {
-        "gradients and weights of ZeRO-1": exchanged * (4 + 2) / wire,
-        "optimizer": touched / (card.hbm.number * a.stream.number)
-        + 4 * (dense + expert) / (card.hbm.number * a.stream.number),  # the norm reads every gradient
-    }
+    stream = card.hbm.number * a.stream.number
+    seconds = (
+        exchanged * (4 + 2) / wire,
+        (touched + 4 * (dense + expert)) / stream,
+    )  # the norm reads every gradient
+    return dict(zip(AFTER, seconds, strict=True))

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from examples.plan.hardware import EFFICIENCIES, HARDWARE, changed, rows
 from examples.plan.links import chunk_links, row_bytes, visited
 from examples.plan.plan import Plan
-from examples.plan.step import _rank_step, step_time
+from examples.plan.simulated import pipeline_seconds
+from examples.plan.step import rank_step, step_time
 from tests.examples.plan.conftest import plan_of
 
 
@@ -19,7 +20,7 @@ def test_the_published_trace(report_plan: Plan) -> None:
     """A pair of chunks of four MoE layers with even routing: what deepseek-ai/profile-data measured, in ms."""
     even = replace(report_plan, assumptions=changed(EFFICIENCIES, {"rank_imbalance": 1.0}))
     assert [b.kind for b in even.held(4)[0]] == ["moe"] * 4
-    step = _rank_step(even, 4)
+    step = rank_step(even, 4)
     terms = {name: 1e3 * seconds / even.micro_batches for name, seconds in step.terms.items()}
     assert terms["FP8 GEMM"] == pytest.approx(22.93 + 27.49 + 18.84, rel=0.02)
     assert terms["attention"] == pytest.approx(4.95 + 17.02, rel=0.02)
@@ -74,10 +75,10 @@ def test_what_is_not_hidden_is_shown(report_plan: Plan) -> None:
     """A network at half speed cannot be hidden any more: the pair is as long as its communication."""
     card = HARDWARE["h800"]
     slow = replace(card, internode=replace(card.internode, number=25e9))
-    step = _rank_step(replace(report_plan, hardware=slow), 4)
+    step = rank_step(replace(report_plan, hardware=slow), 4)
     links = chunk_links(replace(report_plan, hardware=slow), report_plan.held(4)[0])
     assert step.pair == pytest.approx(links["beside compute"] + links["point-to-point"])
-    assert step.terms["all-to-all, exposed"] > 3 * _rank_step(report_plan, 4).terms["all-to-all, exposed"]
+    assert step.terms["all-to-all, exposed"] > 3 * rank_step(report_plan, 4).terms["all-to-all, exposed"]
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -91,6 +92,17 @@ def test_a_better_card_is_never_slower(layout: tuple[int, int], name: str, facto
     value = getattr(plan.hardware, name)
     better = replace(plan.hardware, **{name: replace(value, number=value.number * factor)})
     assert step_time(replace(plan, hardware=better)).seconds <= step_time(plan).seconds * (1 + 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("pp", "ep", "batch"), [(16, 64, 15360), (16, 64, 30720), (8, 64, 15360), (4, 16, 30720)]
+)
+def test_the_event_simulator_agrees(pp: int, ep: int, batch: int) -> None:
+    """The formula, which knows no order of chunks, and every chunk played in the published order."""
+    plan = plan_of(pp=pp, ep=ep, batch=batch)
+    step = step_time(plan)
+    formula = step.seconds - step.terms["gradients and weights of ZeRO-1"] - step.terms["optimizer"]
+    assert pipeline_seconds(plan) == pytest.approx(formula, rel=0.04)
 
 
 def test_more_micro_batches_dilute_the_bubble() -> None:
