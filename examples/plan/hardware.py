@@ -7,7 +7,7 @@ How a value is known (`kind`):
 - published: somebody's measurement of one kernel or one transfer, not of a training run.
 - calibrated: taken from DeepSeek's published trace of one pair of chunks of training (github.com/deepseek-ai/profile-data,
   train.json: H800, EP64, 4K tokens, 4 MoE layers; 129.0 ms). It has no head, no pipeline, no optimizer: the total
-  of a step is a prediction, and no value here was chosen by looking at it.
+  of a step is a prediction. No calibrated value was chosen by looking at a total.
 - measured: from this repository's ledger (bench/ledger), when there is one for the device: see `ledger`.
 - assumed: our judgement, for want of any of these.
 """

@@ -16,7 +16,7 @@ from typing import Any
 from examples.configs import cluster, get_config
 from examples.errors import UserError
 from examples.plan import page
-from examples.plan.hardware import EFFICIENCIES, GIB, Efficiencies, Value, get_hardware, rows
+from examples.plan.hardware import EFFICIENCIES, GIB, Efficiencies, Value, changed, get_hardware, rows
 from examples.plan.ledger import measured
 from examples.plan.run import Result, the_report
 from examples.plan.search import Search, search, short
@@ -129,9 +129,12 @@ def write(folder: Path = FOLDER) -> str:
 def render(lines: dict[str, list[Result]], ifs: dict[str, Result]) -> str:
     """The text of the page."""
     main, phases, bill = the_report()
+    even = the_report(changed(EFFICIENCIES, {"rank_imbalance": 1.0}))[0].hours_per_trillion
     ranked = find("v3_671b", "h800", cluster.GPUS, main.plan.batch, EFFICIENCIES)
     kinds = [value.kind for _, value in rows(main.plan.hardware, measured(main.plan.hardware, EFFICIENCIES))]
     return _PAGE.format(
+        even=even,
+        even_error=100 * (even / cluster.HOURS_PER_TRILLION - 1),
         simulated=pipeline_seconds(main.plan),
         exposed=pipeline_seconds(main.plan, 1e-3),
         formula=sum(v for name, v in main.step.terms.items() if name not in AFTER),
@@ -195,7 +198,9 @@ For your own case: `python -m examples.plan 671b --gpus 2048 --hardware h800`, `
 ## The report's run
 {bill}
 
-The differences are what they are: no factor was chosen to make them small. Shares of the peaks that say *calibrated* come from one
+No factor stands on a total. Two choices were made with a rough total already in sight and deserve suspicion: an uneven load of ranks of 1.1
+(with even ranks, as in the trace, it would be {even:,.0f} hours per trillion, {even_error:+.1f} %), and the repeated work of the context
+extension, below. Shares of the peaks that say *calibrated* come from one
 published trace, of a single pair of chunks of four MoE layers; the head, the MTP module, the pipeline, the optimizer, the uneven load of
 ranks and hence every total are predictions. They leave out checkpoints, restarts, data and the smaller batches at the beginning
 (at 3,072 sequences, DP 128 leaves 24 micro-batches to a pipeline, fewer than the 2 PP that DualPipe needs: how the report ran them
