@@ -21,6 +21,7 @@ def serve(connection, rank, port, stacks):
     torch.set_num_threads(1)
     log = open(stacks, "w")  # noqa: SIM115 (open as long as the process lives)
     faulthandler.register(signal.SIGUSR1, file=log, all_threads=True)
+    connection.send_bytes(b"ready")
     while True:
         try:
             number, size, function, args = pickle.loads(connection.recv_bytes())

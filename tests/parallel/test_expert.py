@@ -142,7 +142,7 @@ def compare(layout, kind, ranks, same):
         for rank, result in enumerate(ranks):
             ep = layout.coordinates(rank).ep
             for name, got in result[i].items():
-                if name.startswith("dgate_up") or name.startswith("ddown"):
+                if name.startswith(("dgate_up", "ddown")):
                     part = want[name][ep * share : (ep + 1) * share]
                 else:
                     part = want[name].split(sizes)[ep]

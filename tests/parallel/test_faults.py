@@ -11,7 +11,7 @@ from deepseek_ops.parallel.faults import ParallelError
 from deepseek_ops.parallel.layout import Layout, LayoutError
 from deepseek_ops.parallel.mesh import launch
 
-LIMIT = 4.0
+LIMIT = 5.0
 
 
 def groups(rendezvous, layout):
