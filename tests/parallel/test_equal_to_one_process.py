@@ -210,13 +210,12 @@ def test_expert_parallel_in_fp32(world, layout, ties, order):
 
 
 def test_expert_parallel_in_fp8(world):
-    """Sums over ranks round to bf16, and what is quantised may fall to the other side of a code: looser, by nature."""
-    for (seen, losses), gradients, weights, differed in compare(world, Layout(2, ep=2), "fp8", False, "tree"):
-        print(
-            "FP8",
-            max(abs(a / b - 1) for a, b in zip(seen, losses)),
-            [apart_all(*gradients[s]) for s in gradients],
-            apart_all(*weights),
-            len(differed),
-            max(differed, default=0.0),
-        )
+    """The first step's loss is equal; weight gradients are quantised in tiles of tokens, which are other tokens here.
+
+    From then on what is quantised may fall to the other side of a code. The band is twice what the report allows FP8 itself.
+    """
+    for (seen, losses), gradients, weights, _ in compare(world, Layout(2, ep=2), "fp8", False, "slots"):
+        assert seen[0] == pytest.approx(losses[0], rel=1e-6)
+        assert seen == pytest.approx(losses, rel=5e-3)
+        assert apart_all(*gradients[1]) < 1e-2
+        assert apart_all(*weights) < 5e-3
