@@ -20,11 +20,16 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from tests.parallel.rank import PATIENCE
+
 MOST_RANKS = 4
-DEADLINE = 240.0  # far beyond any test: a busy machine may stand still for a minute
+DEADLINE = PATIENCE + 40
 RANK = str(Path(__file__).with_name("rank.py"))
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch.distributed", "pytest", "hypothesis"])
+# The last is what a first backward pass imports.
+_context.set_forkserver_preload(
+    ["torch.distributed", "pytest", "hypothesis", "torch.fx.experimental.symbolic_shapes"]
+)
 
 
 class Lost:

@@ -12,6 +12,10 @@ import traceback
 import types
 from pathlib import Path
 
+PATIENCE = (
+    200.0  # seconds for a collective where nothing goes wrong: a busy machine may stand still for a minute
+)
+
 
 def serve(connection, rank, port, stacks):
     """Until the other end of `connection` closes."""

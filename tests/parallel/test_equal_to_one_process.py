@@ -18,6 +18,7 @@ from examples.model.transformer import Transformer
 from examples.rollout.replay import _replay
 from examples.train.optim import MixedAdamW
 from examples.train.parallel import is_expert, share_out_experts, sum_counts, zero_optimizer
+from tests.parallel.rank import PATIENCE
 
 STEPS, LENGTH, GAMMA = 20, 24, 0.001
 LR = 2.2e-4  # the report's, after a warm-up: a step of AdamW makes a gradient's rounding as large as the gradient
@@ -116,7 +117,7 @@ def follower(want, differed):
 
 
 def several(rendezvous, layout, precision, ties, order, choices):
-    with launch(layout, rendezvous=rendezvous) as mesh:
+    with launch(layout, rendezvous=rendezvous, timeout=PATIENCE) as mesh:
         model = make(precision, ties)
         share_out_experts(model, mesh, order=order)
         settings = AdamWSettings()

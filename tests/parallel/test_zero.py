@@ -10,6 +10,7 @@ from deepseek_ops.parallel.faults import ParallelError
 from deepseek_ops.parallel.layout import Layout
 from deepseek_ops.parallel.mesh import launch
 from deepseek_ops.parallel.zero import ZeroAdamW
+from tests.parallel.rank import PATIENCE
 
 STEPS, LR = 20, 1e-2
 SHAPES = {"embed": (7, 5), "norm": (5,), "experts": (4, 3, 5), "experts_low": (4, 2, 3), "low": (11, 3), "idle": (3, 3), "large": (40, 5)}  # fmt: skip
@@ -41,7 +42,7 @@ def share(name, tensor, layout, ep):
 
 def train(rendezvous, layout, moments, bucket, max_norm, resume):
     """20 steps of two micro-batches; returns parameters, full state, norms."""
-    with launch(layout, rendezvous=rendezvous) as mesh:
+    with launch(layout, rendezvous=rendezvous, timeout=PATIENCE) as mesh:
         where = mesh.where
         params = {n: torch.nn.Parameter(share(n, whole(n), layout, where.ep).clone()) for n in SHAPES}
 
@@ -153,7 +154,7 @@ def test_twenty_steps_equal_one_process(world, layout, moments, bucket, max_norm
 
 
 def poisoned(rendezvous):
-    with launch(Layout(2), rendezvous=rendezvous) as mesh:
+    with launch(Layout(2), rendezvous=rendezvous, timeout=PATIENCE) as mesh:
         p = torch.nn.Parameter(torch.ones(6))
         optimizer = ZeroAdamW({"p": p}, mesh, is_expert=lambda n: False)
         p.grad = torch.full((6,), math.nan if mesh.rank == 1 else 1.0)
@@ -169,7 +170,7 @@ def test_a_nan_on_one_rank_stops_the_step_on_all(world):
 
 
 def unequal(rendezvous):
-    with launch(Layout(2), rendezvous=rendezvous) as mesh:
+    with launch(Layout(2), rendezvous=rendezvous, timeout=PATIENCE) as mesh:
         ZeroAdamW({"p": torch.nn.Parameter(torch.ones(6 + mesh.rank))}, mesh, is_expert=lambda n: False)
 
 
