@@ -63,17 +63,30 @@ class Group:
 
         Without counts the rows are cut into `size` equal parts.
         """
+        got, pending = self.start_all_to_all(rows, send, receive, phase=phase)
+        pending.wait()
+        return got
+
+    def start_all_to_all(
+        self,
+        rows: Tensor,
+        send: Sequence[int] | None = None,
+        receive: Sequence[int] | None = None,
+        *,
+        phase: str,
+    ) -> tuple[Tensor, Pending]:
+        """`all_to_all` not yet waited for: the rows are there once `wait` of the second result returns."""
         if self.size == 1:
-            return rows
+            return rows, Pending()
         total = rows.shape[0] if receive is None else sum(receive)
         sent = as_bytes(rows)
         got = sent.new_empty((total, sent.shape[1]))
         splits = None if receive is None else list(receive), None if send is None else list(send)
-        self._do(
+        pending = self._do(
             phase,
             lambda: dist.all_to_all_single(got, sent, *splits, group=self.handle, async_op=True),
-        ).wait()
-        return from_bytes(got, rows.dtype, rows.shape[1:])
+        )
+        return from_bytes(got, rows.dtype, rows.shape[1:]), pending
 
     def all_gather(self, part: Tensor, *, phase: str) -> Tensor:
         """Equal parts [n, ...] of all ranks -> [size * n, ...], in group order."""

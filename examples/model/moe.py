@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,6 +19,9 @@ from deepseek_ops.moe import permute, route, unpermute, update_bias_
 from deepseek_ops.nn import Fp8Experts, gate_logits, quantize_input
 from examples.model.config import ModelConfig
 from examples.model.layers import activation_dtype, make_experts, make_ffn
+
+if TYPE_CHECKING:
+    from deepseek_ops.parallel.expert import ExpertParallel
 
 
 @dataclass
@@ -89,7 +92,12 @@ class Router(nn.Module):
 
 
 class MoE(nn.Module):
-    """Shared experts for every token plus the top-k of the routed ones."""
+    """Shared experts for every token plus the top-k of the routed ones.
+
+    transport: where experts are shared out over ranks, who brings tokens to them and back (`examples.train.parallel`).
+    """
+
+    transport: ExpertParallel | None = None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -108,6 +116,9 @@ class MoE(nn.Module):
 
     def combine(self, x_TD: torch.Tensor, topk_weight: torch.Tensor, topk_idx: torch.Tensor) -> torch.Tensor:
         """Sum of the chosen experts, weighted, and the shared ones: [T, D], fp32 [T, k], int64 [T, k] -> [T, D]."""
+        if self.transport is not None:
+            out = self.transport.routed(self.experts, x_TD, topk_weight, topk_idx)
+            return out if self.shared is None else out + self.shared(x_TD)
         if isinstance(self.experts, Fp8Experts):
             quantized = quantize_input(x_TD)  # once, for the routed and the shared experts, in both passes
             out = self.experts.routed(x_TD, topk_weight, topk_idx, quantized)

@@ -20,10 +20,16 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from tests.parallel.rank import PATIENCE
+
 MOST_RANKS = 4
+DEADLINE = PATIENCE + 40
 RANK = str(Path(__file__).with_name("rank.py"))
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch.distributed", "pytest", "hypothesis"])
+# The last is what a first backward pass imports.
+_context.set_forkserver_preload(
+    ["torch.distributed", "pytest", "hypothesis", "torch.fx.experimental.symbolic_shapes"]
+)
 
 
 class Lost:
@@ -34,7 +40,7 @@ class Pool:
     def __init__(self):
         self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self.folder = tempfile.TemporaryDirectory()
-        self.ranks, self.number = [], itertools.count()
+        self.ranks, self.ready, self.number = [], set(), itertools.count()
 
     def start(self, size):
         while len(self.ranks) < size:
@@ -47,8 +53,13 @@ class Pool:
             process.start()
             there.close()
             self.ranks.append((process, here))
+        for rank, (_, connection) in enumerate(self.ranks):
+            if rank not in self.ready:
+                assert connection.poll(DEADLINE), f"rank {rank} did not start"
+                connection.recv_bytes()
+                self.ready.add(rank)
 
-    def __call__(self, size, function, *args, timeout=60.0, lost=(), errors=False):
+    def __call__(self, size, function, *args, timeout=DEADLINE, lost=(), errors=False):
         """Results by rank; `function((store, rank, size), *args)`, importable by name.
 
         lost: ranks that will not answer. errors: return exceptions instead of raising the first of them.
@@ -100,7 +111,7 @@ class Pool:
             connection.close()
         for process, _ in self.ranks:
             process.join(5)
-        self.ranks = []
+        self.ranks, self.ready = [], set()
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,10 @@ import traceback
 import types
 from pathlib import Path
 
+PATIENCE = (
+    200.0  # seconds for a collective where nothing goes wrong: a busy machine may stand still for a minute
+)
+
 
 def serve(connection, rank, port, stacks):
     """Until the other end of `connection` closes."""
@@ -21,6 +25,7 @@ def serve(connection, rank, port, stacks):
     torch.set_num_threads(1)
     log = open(stacks, "w")  # noqa: SIM115 (open as long as the process lives)
     faulthandler.register(signal.SIGUSR1, file=log, all_threads=True)
+    connection.send_bytes(b"ready")
     while True:
         try:
             number, size, function, args = pickle.loads(connection.recv_bytes())

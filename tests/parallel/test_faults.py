@@ -10,12 +10,13 @@ import torch
 from deepseek_ops.parallel.faults import ParallelError
 from deepseek_ops.parallel.layout import Layout, LayoutError
 from deepseek_ops.parallel.mesh import launch
+from tests.parallel.rank import PATIENCE
 
-LIMIT = 4.0
+LIMIT = 5.0
 
 
 def groups(rendezvous, layout):
-    with launch(layout, rendezvous=rendezvous) as mesh:
+    with launch(layout, rendezvous=rendezvous, timeout=PATIENCE) as mesh:
         out = {}
         for name in ("world", "pp", "dp", "ep", "ep_node", "ep_rail", "dense", "expert"):
             group = getattr(mesh, name)
