@@ -29,7 +29,7 @@ BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt deepseek_ops/_toolchain.p
 .PHONY: demo test test-full lint kernels info clean
 
 demo: $(READY)-run
-	@echo "== demo: tokenizer -> pre-training -> evaluation -> generation -> report (folder $(RUN))"
+	@echo "== demo: tokenizer -> pre-training -> long context -> SFT -> reward -> GRPO -> distillation -> benchmarks -> report (folder $(RUN))"
 	$(PY) -m examples.run tiny --run-dir $(RUN) $(DEMO)
 
 test: $(READY)-test lint
