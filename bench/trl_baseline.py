@@ -43,6 +43,7 @@ from examples.errors import UserError
 from examples.model.config import Precision
 from examples.train.runner import Weights
 
+KL = 0.04  # DeepSeekMath's: with a term on both sides every output of both is computed in every step
 TOLERANCE = 1e-4  # of losses, and of gradients relative to the largest
 
 
@@ -60,7 +61,17 @@ def settings(config: RunConfig, precision: Precision, answer: int) -> RunConfig:
             balance_alpha=0.0,
             bias_speed=0.0,
         ),
-        grpo=replace(config.grpo, updates=1, minibatches=1, normalization="grpo", max_new_tokens=answer),
+        grpo=replace(
+            config.grpo,
+            updates=1,
+            minibatches=1,
+            normalization="grpo",
+            max_new_tokens=answer,
+            beta=config.grpo.beta or KL,
+            kl_every=0,
+            warmup=0,
+            final_rate=None,
+        ),
     )
 
 

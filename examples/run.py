@@ -5,7 +5,7 @@
 
 Runs the stages of the report in order in one run folder (default runs/NAME). The same command after Ctrl-C, a crash
 or a reboot continues where it stopped, to the bit. Every configuration value can be overridden by its dotted name,
-e.g. `train.peak_lr=1e-3`. With --from a stage is made again from the configuration that its folder holds, with everything that it
+e.g. `train.schedule.learning_rate.peak=1e-3`. With --from a stage is made again from the configuration that its folder holds, with everything that it
 was made from, and compared. Exit status: 0 done, 1 made again with another output, 2 a problem that the message names, 130
 interrupted.
 """

@@ -15,7 +15,7 @@ from examples.errors import UserError
 from examples.model.hf import hf_views
 from examples.rewards.rules import number
 from examples.rollout.group import Rollout, sample_groups
-from examples.stages.grpo import GrpoTrainer
+from examples.stages.grpo import GrpoTrainer, StepBatch
 from examples.stages.tasks import Task
 from examples.train.grpo import advantages, token_weights
 from examples.train.outputs import PackedOutputs, pack_outputs
@@ -124,7 +124,9 @@ def grpo_formula(start: Start) -> dict[str, float]:
     pack = packed(old)
     pack.old, pack.reference = pack.sampled, packed(reference).sampled
     lengths = torch.tensor([len(o.tokens) for o in outputs])
-    result, *_ = ours.backward(pack, advantage, token_weights(lengths, ours.kind, c.max_new_tokens))
+    weight = token_weights(lengths, ours.kind, c.max_new_tokens)
+    batch = StepBatch(advantage, weight, torch.ones(len(outputs), dtype=torch.int64))
+    sums_of_ours = ours.backward(pack, batch, first=True)
     gradient = hf_views(start.config.model, ours.optimizer.grads)
 
     model = theirs.model.train()
@@ -136,9 +138,9 @@ def grpo_formula(start: Start) -> dict[str, float]:
     largest = max(float(g.abs().max()) for g in wanted.values())
     gap = max(float((gradient[name] - g).abs().max()) for name, g in wanted.items())
     return {
-        "loss_gap": abs(float(result.loss.detach() - loss.detach())),
+        "loss_gap": abs(sums_of_ours["loss"] - float(loss.detach())),
         "gradient_gap": gap / largest,
-        "clip_fraction": float(result.clipped) / result.count,
+        "clip_fraction": sums_of_ours["clipped"] / sums_of_ours["terms"],
     }
 
 

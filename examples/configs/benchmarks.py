@@ -10,26 +10,26 @@ from dataclasses import dataclass, replace
 
 from examples.errors import UserError
 
-TASKS = ("text", "cloze", "sums", "arithmetic", "code", "needle")
+TASKS = ("text", "cloze", "verified", "arithmetic", "code", "needle")
 
 
 @dataclass(frozen=True)
 class BenchmarksConfig:
     """models: stages whose weights are compared; those that have not run are left out by name. tasks: of `TASKS`.
 
-    documents: held-out documents of each source for bits per byte, at most document_tokens of each. cloze, sums, arithmetic:
+    documents: held-out documents of each source for bits per byte, at most document_tokens of each. cloze, verified (GRPO's task), arithmetic:
     questions; choice_questions: JSONL of your own instead of cloze questions. code_problems: HumanEval's file (none: six easy
     ones of our own); code_samples: completions of each, code_k: the larger k of pass@k, code_temperature, code_tokens: of them.
     needles: of each cell of a grid of lengths (shares of model.max_positions) and depths. seed: of questions and draws.
     """
 
-    models: tuple[str, ...] = ("pretrain", "sft", "grpo", "distill")
+    models: tuple[str, ...] = ("pretrain", "extend", "sft", "grpo", "distill")
     tasks: tuple[str, ...] = TASKS
     documents: int = 100
     document_tokens: int = 2048
     cloze: int = 500
     choice_questions: str | None = None
-    sums: int = 256
+    verified: int = 256
     arithmetic: int = 256
     code_problems: str | None = None
     code_samples: int = 10
@@ -44,7 +44,7 @@ class BenchmarksConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            "documents", "document_tokens", "cloze", "sums", "arithmetic", "code_samples", "code_k", "code_tokens",
+            "documents", "document_tokens", "cloze", "verified", "arithmetic", "code_samples", "code_k", "code_tokens",
             "needles", "batch_size",
         ):  # fmt: skip
             if getattr(self, name) < 1:
@@ -76,6 +76,6 @@ class BenchmarksConfig:
         """A third of the items."""
         fewer = {
             name: max(1, getattr(self, name) // 3)
-            for name in ("documents", "cloze", "sums", "arithmetic", "needles")
+            for name in ("documents", "cloze", "verified", "arithmetic", "needles")
         }
         return replace(self, **fewer)

@@ -1,8 +1,6 @@
-"""The report's cluster and its bill: sections 1 (table 1), 3.1, 3.2 and 4.3."""
+"""The report's cluster and its bill: sections 1 (table 1), 3.1 and 3.2."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 # 3.1, 3.2: how the 671B model was trained.
 GPUS = 2048
@@ -19,20 +17,3 @@ CONTEXT_HOURS = 119e3
 POST_TRAINING_HOURS = 5e3
 TOTAL_HOURS = 2788e3
 DOLLARS_PER_HOUR = 2.0
-
-
-@dataclass(frozen=True)
-class ContextPhase:
-    """One phase of the extension of the context (section 4.3)."""
-
-    sequence_length: int
-    batch: int  # sequences per step
-    steps: int = 1000
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the phase."""
-        return self.sequence_length * self.batch * self.steps
-
-
-CONTEXT_PHASES = (ContextPhase(32 * 1024, 1920), ContextPhase(128 * 1024, 480))

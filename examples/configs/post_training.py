@@ -165,7 +165,7 @@ class DistillConfig:
     problems: int = 10000
     samples: int = 16
     temperature: float = 1.0
-    style: StyleLimits = field(default_factory=StyleLimits)
+    style: StyleLimits = field(default_factory=lambda: StyleLimits(boxed=False))
     keep: int = 1
     max_new_tokens: int = 8192
     seed: int = 0

@@ -9,7 +9,6 @@ from examples.configs.reward import RewardConfig
 from examples.configs.run_config import DataConfig, RunConfig, TrainConfig
 from examples.configs.schedules import REPORT, ContextPhase, SftSchedule
 from examples.model.config import ModelConfig, YarnConfig
-from examples.rewards.style import StyleLimits
 
 SCHEDULE = REPORT.scaled(
     2000 * 32 * 512,
@@ -77,7 +76,7 @@ CONFIG = RunConfig(
         kl_every=10,
         max_new_tokens=8,
     ),
-    distill=DistillConfig(problems=4000, samples=8, style=StyleLimits(boxed=False), max_new_tokens=8),
+    distill=DistillConfig(problems=4000, samples=8, max_new_tokens=8),
     reward=RewardConfig(
         schedule=SftSchedule(peak=1e-3, final=2e-4),
         batch_size=8,

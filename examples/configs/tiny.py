@@ -17,7 +17,6 @@ from examples.configs.reward import RewardConfig
 from examples.configs.run_config import DataConfig, RunConfig, TrainConfig
 from examples.configs.schedules import REPORT, ContextPhase, SftSchedule
 from examples.model.config import ModelConfig, YarnConfig
-from examples.rewards.style import StyleLimits
 
 SCHEDULE = REPORT.scaled(
     400 * 16 * 256,
@@ -118,7 +117,7 @@ CONFIG = RunConfig(
         eval_every=40,
         checkpoint_every=40,
     ),
-    distill=DistillConfig(problems=1024, samples=8, style=StyleLimits(boxed=False), max_new_tokens=8),
+    distill=DistillConfig(problems=1024, samples=8, max_new_tokens=8),
     # Most pairs are about size, which this model can learn; near numbers it cannot compare, and its page says so.
     reward=RewardConfig(
         system="Compare two responses.",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from examples.configs import cluster, get_config
-from examples.configs.schedules import TOTAL_TOKENS, TRILLION
+from examples.configs.schedules import CONTEXT_PHASES, TOTAL_TOKENS, TRILLION
 from examples.plan.hardware import EFFICIENCIES, Efficiencies, get_hardware
 from examples.plan.memory import memory
 from examples.plan.model_costs import totals
@@ -112,13 +112,13 @@ def the_report(assumptions: Efficiencies = EFFICIENCIES) -> tuple[Result, list[R
                 model,
                 card,
                 seq_len=phase.sequence_length,
-                batch=phase.batch,
+                batch=phase.batch_size,
                 context_parallel=phase.sequence_length // length,
                 **common,
             ),
             phase.tokens,
         )
-        for phase in cluster.CONTEXT_PHASES
+        for phase in CONTEXT_PHASES
     ]
     context = sum(phase.hours for phase in phases)
     post = cluster.POST_TRAINING_HOURS

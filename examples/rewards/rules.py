@@ -17,7 +17,7 @@ import re
 import secrets
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from examples.errors import UserError
@@ -48,10 +48,30 @@ class Weighted:
         return {name: rule(prompt, response, reference) for name, (rule, _) in self.rules.items()}
 
     def __call__(self, prompt: str, response: str, reference: str) -> float:
-        parts = self.parts(prompt, response, reference)
-        if self.gate is not None and parts[self.gate] <= 0:
-            return 0.0
-        return sum(weight * parts[name] for name, (_, weight) in self.rules.items())
+        return self.many([(prompt, response, reference)])[0]
+
+    def many(self, asked: Sequence[tuple[str, str, str]]) -> list[float]:
+        """Of many at once; what the gate stops is not shown to the other rules."""
+        total = [0.0] * len(asked)
+        left = list(range(len(asked)))
+        order = sorted(self.rules, key=lambda name: name != self.gate)  # the gate first
+        for name in order:
+            rule, weight = self.rules[name]
+            values = values_of(rule, [asked[i] for i in left])
+            for i, value in zip(left, values, strict=True):
+                total[i] += weight * value
+            if name == self.gate:
+                kept = [i for i, value in zip(left, values, strict=True) if value > 0]
+                for i in set(left) - set(kept):
+                    total[i] = 0.0
+                left = kept
+        return total
+
+
+def values_of(rule: Rule, asked: Sequence[tuple[str, str, str]]) -> list[float]:
+    """A rule's value of each (prompt, response, reference): all at once where it can (`many`), as a judge does."""
+    many = getattr(rule, "many", None)
+    return many(asked) if many else [rule(*triple) for triple in asked]
 
 
 # --- maths -------------------------------------------------------------------------------------------------------

@@ -1,19 +1,14 @@
 """Length and style control of distillation (report section 5.1).
 
 Responses of a reasoning model are right more often than those of its student, but long, repetitive, and careless about form.
-From several right ones the student should learn the clear and concise one:
-
-    choose(responses, right, StyleLimits(longest=400)) -> the shortest right response without a fault, or none
-
+From several right ones the student should learn the clear and concise one, which `examples.stages.distill.select` keeps.
 Faults are named, so that a run can say why it rejected what it rejected.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from examples.errors import UserError
 from examples.rewards.rules import boxed_answer, language, reflections
@@ -41,17 +36,6 @@ class StyleLimits:
     def __post_init__(self) -> None:
         if not 0 <= self.shortest <= self.longest:
             raise UserError(f"style: must have 0 <= shortest <= longest; got {self.shortest}, {self.longest}")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """index: of the response that was kept, None if none was. rejected: how many had which fault (a response may have
-    several; "wrong" comes first and hides the others). kept_words, mean_words: length kept, and of all that were right."""
-
-    index: int | None
-    rejected: Counter[str] = field(default_factory=Counter)
-    kept_words: int = 0
-    mean_words: float = 0.0
 
 
 def repetition(text: str) -> float:
@@ -84,26 +68,3 @@ def faults(prompt: str, response: str, limits: StyleLimits) -> list[str]:
         ),
     }
     return [name for name, is_so in found.items() if is_so]
-
-
-def choose(prompt: str, responses: Sequence[str], right: Sequence[bool], limits: StyleLimits) -> Choice:
-    """The shortest of the responses that are right and without fault; of equals the first."""
-    if len(responses) != len(right):
-        raise UserError(
-            f"style: right must have one entry for each of {len(responses)} responses; got {len(right)}"
-        )
-    rejected: Counter[str] = Counter()
-    best: tuple[int, int] | None = None
-    lengths = []
-    for index, (response, is_right) in enumerate(zip(responses, right, strict=True)):
-        if not is_right:
-            rejected["wrong"] += 1
-            continue
-        words = len(response.split())
-        lengths.append(words)
-        found = faults(prompt, response, limits)
-        rejected.update(found)
-        if not found and (best is None or words < best[0]):
-            best = words, index
-    mean = sum(lengths) / len(lengths) if lengths else 0.0
-    return Choice(best[1] if best else None, rejected, best[0] if best else 0, mean)

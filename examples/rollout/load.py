@@ -34,11 +34,14 @@ class Loaded:
 
 
 def stages_with_weights(root: Path) -> list[str]:
-    """Stages of a run that have a checkpoint, in the recipe's order; first what nobody talks to: twins, and the judge."""
+    """Stages of a run that have a checkpoint, in the recipe's order; first what nobody talks to: twins,
+    and the judge; last those that have finished."""
     from examples.stages import RECIPE
+    from examples.stages.record import read_done
 
     names = [stage.name for stage in RECIPE if list_checkpoints(root / stage.name)]
-    return sorted(names, key=lambda name: name not in ("without_bias", "fp8", "reward"))
+    apart = ("without_bias", "fp8", "reward")
+    return sorted(names, key=lambda name: (name not in apart, read_done(root, name) is not None))
 
 
 def load_run(root: Path, stage: str | None = None, *, device: str = "cpu") -> Loaded:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import chain
@@ -17,7 +18,6 @@ from typing import Any
 
 from examples.configs import RunConfig
 from examples.data.chat import chat, encode_prompt
-from examples.data.chat_sources import sums
 from examples.data.shards import ShardReader
 from examples.data.tokenizer import Tokenizer
 from examples.errors import UserError
@@ -30,13 +30,14 @@ from examples.model.transformer import Transformer
 from examples.rewards.sandbox import Sandbox
 from examples.rollout.generate import generate
 from examples.stages.stage import Context, read_done, write_json
+from examples.stages.tasks import make_verified
 from examples.stages.tokenize import open_data
 from examples.train.checkpoint import list_checkpoints
 from examples.train.runner import start_weights
 
 BASE = ("pretrain", "extend")  # stages whose models have never seen a chat
 ANSWER_TOKENS = 12  # a number and its end
-# Two-digit sums in words: the corpus and SFT's worked maths have them, GRPO's problems do not.
+# Two-digit sums in words: the corpus and SFT's worked maths have them.
 IN_WORDS = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
 
 Row = dict[str, Any]
@@ -125,6 +126,8 @@ class Tasks:
     def __init__(self, config: RunConfig, tokenizer: Tokenizer, readers: dict[str, ShardReader]) -> None:
         self.settings = c = config.benchmarks
         self.tokenizer, self.readers = tokenizer, readers
+        self.positions = config.model.max_positions
+        self.task = make_verified(config)
         self.problems: Sequence[humaneval.Problem] = humaneval.OWN
         if c.code_problems:
             self.problems = humaneval.read_problems(Path(c.code_problems))
@@ -170,10 +173,25 @@ class Tasks:
             items = multiple_choice.cloze_questions(texts, self.settings.cloze, seed=self.settings.seed)
         return [_row(s) for s in multiple_choice.evaluate(text.loglikelihood, items, "choices")]
 
-    def _sums(self, text: TextModel, is_chat: bool) -> list[Row]:
-        """GRPO's held-out one-digit sums, greedy."""
-        problems = sums(self.settings.sums, self.settings.seed, held_out=True)
-        return self._exact(text, is_chat, [Question(p.question, p.answer) for p in problems], "sums")
+    def _verified(self, text: TextModel, is_chat: bool) -> list[Row]:
+        """Held-out problems of the task that GRPO learns, greedy, judged by its verifier; chance: one answer to all."""
+        task = self.task
+        problems = task.held_out[: self.settings.verified]
+        items = [Question(p.question, p.answer) for p in problems]
+        said = self._answers(text, is_chat, items)([item.prompt for item in items])
+        stated = (
+            said if is_chat else [arithmetic.stated_answer(answer) for answer in said]
+        )  # a base model goes on
+        right = [
+            task.verifier(p.question, answer, p.answer) for p, answer in zip(problems, stated, strict=True)
+        ]
+        (_, commonest), *_ = Counter(p.answer for p in problems).most_common(1)
+        shown = [
+            {"question": p.question, "answer": p.answer, "said": answer}
+            for p, answer in zip(problems[:4], said, strict=False)
+        ]
+        found = share(task.name, sum(value >= 1 for value in right), len(problems), commonest / len(problems))
+        return [_row(found) | {"samples": shown}]
 
     def _arithmetic(self, text: TextModel, is_chat: bool) -> list[Row]:
         """Sums of two numbers in words, greedy."""
@@ -181,13 +199,19 @@ class Tasks:
         items = arithmetic.questions("chain_sum", self.settings.arithmetic, seed=seed, **IN_WORDS)
         return self._exact(text, is_chat, items, "sums in words")
 
-    def _exact(self, text: TextModel, is_chat: bool, items: Sequence[Question], name: str) -> list[Row]:
+    @staticmethod
+    def _answers(text: TextModel, is_chat: bool, items: Sequence[Question]) -> Callable[..., list[str]]:
+        """Answers to prompts, which are those of `items`: a chat is asked the questions instead."""
+
         def answer(prompts: Sequence[str]) -> list[str]:
             if is_chat:
                 return chat_answers(text, [item.question for item in items], ANSWER_TOKENS)
             return text.generate_until(prompts, (), ANSWER_TOKENS)
 
-        result, records = arithmetic.evaluate(answer, items, name)
+        return answer
+
+    def _exact(self, text: TextModel, is_chat: bool, items: Sequence[Question], name: str) -> list[Row]:
+        result, records = arithmetic.evaluate(self._answers(text, is_chat, items), items, name)
         shown = [{key: record[key] for key in ("question", "answer", "said")} for record in records[:4]]
         return [_row(result) | {"samples": shown}]
 
@@ -208,8 +232,11 @@ class Tasks:
 
     def _needle(self, text: TextModel, is_chat: bool) -> list[Row]:
         """A number hidden in held-out text, over all lengths and depths."""
-        c, limit = self.settings, text.limit - ANSWER_TOKENS
-        lengths = sorted({min(limit, round(part * text.limit)) for part in c.needle_lengths})
+        c, whole = (
+            self.settings,
+            min(text.limit, self.positions),
+        )  # the same lengths for a model of extended context
+        lengths = sorted({min(whole - ANSWER_TOKENS, round(part * whole)) for part in c.needle_lengths})
         filler = list(chain.from_iterable(chain.from_iterable(self.documents.values())))
         needles = needle.make_needles(c.needles, c.seed)
         grid = needle.evaluate(

@@ -27,7 +27,7 @@ from examples.data.tokenizer import Tokenizer
 from examples.errors import UserError
 from examples.evals import needle
 from examples.evals.positions import Blocks, block_losses, by_position, find_blocks
-from examples.evals.statistics import Score, wilson
+from examples.evals.statistics import Score, share
 from examples.model.transformer import Transformer
 from examples.stages.stage import Context, write_json
 from examples.stages.tokenize import open_data
@@ -39,7 +39,6 @@ from examples.train.runner import PostTrainer, Weights, start_weights
 BINS = 4  # of the curve, in each block of the trained length
 MARGIN = 0.05  # nats: a rise from the first block of positions to the last that still counts as flat
 ANSWER_ROOM = 8  # tokens of a needle's context that are left for the answer
-DIGITS = 3  # of a needle's number: guessing one finds it once in 900 times
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -192,7 +191,7 @@ class Haystack:
     def __init__(self, config: RunConfig, tokenizer: Tokenizer, val: Mapping[str, ShardReader]) -> None:
         extend, self.tokenizer = config.extend, tokenizer
         wanted = [config.data.seq_len, *(phase.sequence_length for phase in extend.phases)]
-        self.needles = needle.make_needles(extend.needles, extend.seed, DIGITS)
+        self.needles = needle.make_needles(extend.needles, extend.seed)
         self.source = max(val, key=lambda name: val[name].tokens)
         reader = val[self.source]
         self.filler: list[int] = []
@@ -214,8 +213,7 @@ class Haystack:
         model.train(was_training)
         count = len(grid.lengths) * len(grid.depths) * grid.trials
         found = round(sum(map(sum, grid.accuracy)) * grid.trials)
-        chance = 1 / (9 * 10 ** (DIGITS - 1))
-        score = Score("needle", found / count, *wilson(found, count), count, chance)
+        score = share("needle", found, count, needle.CHANCE)
         return grid.to_dict() | {"score": score.to_dict()}
 
 

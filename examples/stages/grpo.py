@@ -26,6 +26,7 @@ from examples.data.chat_sources import Problem
 from examples.data.tokenizer import Tokenizer
 from examples.errors import UserError
 from examples.model.transformer import Transformer
+from examples.rewards.rules import values_of
 from examples.rollout.group import Rollout, sample_groups
 from examples.stages.reward import trained_judge
 from examples.stages.stage import Context
@@ -152,15 +153,16 @@ class GrpoTrainer(PostTrainer):
 
     def judge(self, problems: Sequence[Problem], outputs: Sequence[Rollout]) -> tuple[torch.Tensor, float]:
         """Rewards fp64 [P, G], and the share of right answers."""
-        task, values, right = self.task, [], 0.0
-        for problem, group in zip(problems, _grouped(outputs, self.settings.group), strict=True):
-            for output in group:
-                text = self.tokenizer.decode(output.tokens, skip_special=True)
-                values.append(task.reward(problem.question, text, problem.answer))
-                same = task.reward is task.verifier
-                right += values[-1] if same else task.verifier(problem.question, text, problem.answer)
+        task = self.task
+        asked = [
+            (problem.question, self.tokenizer.decode(output.tokens, skip_special=True), problem.answer)
+            for problem, group in zip(problems, _grouped(outputs, self.settings.group), strict=True)
+            for output in group
+        ]
+        values = values_of(task.reward, asked)
+        right = values if task.reward is task.verifier else values_of(task.verifier, asked)
         rewards = torch.tensor(values, dtype=torch.float64).view(-1, self.settings.group)
-        return rewards, right / len(values)
+        return rewards, sum(right) / len(right)
 
     def learn(self, outputs: Sequence[Rollout], advantage: torch.Tensor) -> dict[str, float]:
         """The optimizer steps on one batch of rollouts."""
@@ -198,7 +200,8 @@ class GrpoTrainer(PostTrainer):
                     total.update(self.backward(pack, batch, first=update == 0))
                 norms.append(self.update(c.rate(self.step), 0.0))
         return ({"kl": total["kl"] / total["terms"]} if compared else {}) | {
-            "clip_fraction": total["clipped"] / max(1, total["terms"]),
+            "clip_fraction": total["clipped"]
+            / (c.updates * (len(outputs) if self.kind.whole else int(lengths.sum()))),
             "rollout_gap": total["rollout_gap"] * c.updates / max(1, total["tokens"]),
             "computed": float((copies > 0).double().mean()),
             "grad_norm": max(norms),
@@ -229,6 +232,7 @@ class GrpoTrainer(PostTrainer):
         self.optimizer.accumulate()
         times = batch.copies[pack.output]
         return {
+            "loss": float(result.loss.detach()),
             "kl": float(result.kl),
             "clipped": float(result.clipped),
             "terms": result.count,

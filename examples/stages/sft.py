@@ -95,6 +95,9 @@ def split(chats: Mapping[str, list[list[dict[str, str]]]], every: int) -> tuple[
 
 
 def _digest(messages: list[dict[str, str]]) -> int:
+    messages = [
+        m for m in messages if m["role"] != "system"
+    ]  # with or without it, the same is asked and answered
     return int.from_bytes(hashlib.blake2b(json.dumps(messages).encode(), digest_size=8).digest(), "little")
 
 

@@ -21,7 +21,7 @@ from examples.rewards import rules
 from examples.rewards.rules import Rule, Weighted
 from examples.rollout.generate import generate
 
-POOL = 4096  # generated problems to train on, drawn from with replacement between steps
+POOL = 4096  # generated problems to train on, or as many as distillation asks; drawn from with replacement between steps
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class Task:
 
 
 # Problems of a generated task, (to train on, held out), and the rule that judges their answers.
-TASKS: dict[str, tuple[Callable[[GrpoConfig], tuple[list[Problem], list[Problem]]], Rule]] = {
+TASKS: dict[str, tuple[Callable[[GrpoConfig, int], tuple[list[Problem], list[Problem]]], Rule]] = {
     "sums": (
-        lambda c: (sums(POOL, c.seed + 1), sums(c.eval_prompts, c.seed, held_out=True)),
+        lambda c, pool: (sums(pool, c.seed + 1), sums(c.eval_prompts, c.seed, held_out=True)),
         rules.number,
     ),
     "sorting": (
-        lambda c: (sorting(POOL, c.seed + 1), sorting(c.eval_prompts, c.seed, held_out=True)),
+        lambda c, pool: (sorting(pool, c.seed + 1), sorting(c.eval_prompts, c.seed, held_out=True)),
         rules.exact,
     ),
 }
@@ -75,7 +75,8 @@ def make_verified(config: RunConfig) -> Task:
     if c.task not in TASKS:
         raise UserError(f"grpo.task: must be one of {', '.join(TASKS)}; got {c.task!r}")
     problems, verifier = TASKS[c.task]
-    return Task(c.task, *problems(c), verifier, verifier)
+    pool = max(POOL, config.distill.problems)
+    return Task(c.task, *problems(c, pool), verifier, verifier)
 
 
 def make_reward(c: GrpoConfig, verifier: Rule, judge: Rule | None = None) -> Rule:

@@ -20,7 +20,7 @@ def write(run: RunFolder, part: Part) -> None:
     """The curves, the rate, the losses of each source."""
     result, folder = run.results[STAGE], part.folder
     loss = result["held_out"]["loss"]
-    bound = f"<= {WANTED} (tiny)"
+    bound = f"<= {WANTED} (tiny)" if run.config["name"] == "tiny" else ""
     part.find("held_out_loss", "held-out loss of the mixture, nats/token", loss, bound, loss <= WANTED)
     part.find("held_out_bits_per_byte", "held-out bits per byte", result["held_out"]["bits_per_byte"])
     steps, evaluations = run.steps(STAGE), run.held_out(STAGE)

@@ -24,11 +24,11 @@ def write(run: RunFolder, part: Part) -> None:
     part.find(
         "sft_loss", "SFT: held-out loss of answers after", after["loss"], f"< {before['loss']:.3f}", falls
     )
-    count = sum(result["samples"].values())
+    count, rate = sum(result["samples"].values()), run.config["sft"]["schedule"]
     part.text(
         f"{count} conversations ({', '.join(f'{n} {name}' for name, n in result['samples'].items())}) in {result['steps']} steps: the "
         f"loss of held-out answers went from {before['loss']:.3f} to {after['loss']:.3f} nats/token, that of MTP, which drafts in chats "
-        f"too, from {before['mtp_loss']:.3f} to {after['mtp_loss']:.3f}. The rate keeps the report's 5 : 1."
+        f"too, from {before['mtp_loss']:.3f} to {after['mtp_loss']:.3f}. The rate falls from {rate['peak']:g} to {rate['final']:g}."
     )
     part.pictures(loss_pictures(run, part, STAGE))
     for sample in result.get("answers", []):

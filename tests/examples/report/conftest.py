@@ -24,6 +24,13 @@ def score(value, **more):
     }  # fmt: skip
 
 
+CONFIG = {
+    "name": "tiny",
+    "sft": {"schedule": {"peak": 5e-6, "final": 1e-6}},
+    "grpo": {"prompts": 4, "group": 8},
+}  # what the page reads of it
+
+
 def answers(accuracy):
     shown = [{"question": "3 + 4 =", "wanted": "7", "answer": "7|8"}]
     return {"accuracy": accuracy, "length": 2.5, "problems": 64, "samples": shown}
@@ -172,7 +179,7 @@ def metrics():
 def write(root, found=None, lines=None):
     """A run folder with these results and metrics."""
     root.mkdir(parents=True)
-    (root / "config.json").write_text(json.dumps({"name": "tiny", "grpo": {"prompts": 4, "group": 8}}))
+    (root / "config.json").write_text(json.dumps(CONFIG))
     for stage, result in (results() if found is None else found).items():
         (root / stage).mkdir()
         done = {"result": result, "output": f"{stage}-digest", "seconds": 61.0, "peak_memory_mib": 512.0}

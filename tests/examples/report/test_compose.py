@@ -10,7 +10,7 @@ from examples.report.compose import STORY, compose, duration
 from examples.report.page import Part
 from examples.report.sections import balance, context, distill, fp8, generation, grpo, pretraining, sft
 
-from .conftest import metrics, positions, pretrained, results, write
+from .conftest import CONFIG, metrics, positions, pretrained, results, write
 
 STAGES = tuple(results())
 VOID = {"meta", "img"}
@@ -116,7 +116,7 @@ class Told:
     """What a section reads, from results alone."""
 
     def __init__(self, **changes):
-        self.results, self.config = {**results(), **changes}, {}
+        self.results, self.config = {**results(), **changes}, CONFIG
 
     def steps(self, stage):
         return [row for row in metrics().get(stage, []) if "lr" in row]

@@ -1,9 +1,9 @@
-"""Each fault is found in a response that has it alone, and the shortest faultless right response is kept."""
+"""Each fault is found in a response that has it alone."""
 
 import pytest
 
 from examples.errors import UserError
-from examples.rewards.style import StyleLimits, choose, faults, repetition
+from examples.rewards.style import StyleLimits, faults, repetition
 
 GOOD = "We add the two numbers: $3 + 4 = 7$. Let me check: $7 - 4 = 3$. So the answer is \\boxed{7}."
 LIMITS = StyleLimits(shortest=5, longest=60, reflections=2, after=5)
@@ -42,20 +42,6 @@ def test_repetition():
     assert repetition("short") == 0.0
 
 
-def test_the_shortest_right_response_without_a_fault_is_kept():
-    longer = GOOD.replace("We add", "To find the sum we have to add")
-    responses = [longer, GOOD, "\\boxed{7}", "So it is \\boxed{8}, I think.", GOOD]
-    choice = choose("What is 3 + 4?", responses, [True, True, True, False, True], LIMITS)
-    assert choice.index == 1  # the first of two equals
-    assert choice.rejected == {"too short": 1, "wrong": 1}
-    assert choice.kept_words == len(GOOD.split())
-    assert choice.mean_words == pytest.approx((len(longer.split()) + 2 * len(GOOD.split()) + 1) / 4)
-    none = choose("What is 3 + 4?", ["no"], [False], LIMITS)
-    assert none.index is None and none.rejected == {"wrong": 1} and none.mean_words == 0
-
-
 def test_errors():
     with pytest.raises(UserError, match="0 <= shortest <= longest; got 5, 4"):
         StyleLimits(shortest=5, longest=4)
-    with pytest.raises(UserError, match="one entry for each of 1 responses; got 0"):
-        choose("", ["a"], [], LIMITS)

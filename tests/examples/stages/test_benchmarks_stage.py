@@ -31,11 +31,13 @@ SETTINGS = [
     "train.schedule.total_tokens=512",
     "sft.start=pretrain",
     "sft.sources=sums",
+    "grpo.task=sums",
+    "grpo.eval_prompts=12",
     "sft.counts=40",
     "benchmarks.documents=4",
     "benchmarks.document_tokens=40",
     "benchmarks.cloze=3",
-    "benchmarks.sums=12",
+    "benchmarks.verified=12",
     "benchmarks.arithmetic=5",
     "benchmarks.code_samples=1",
     "benchmarks.code_k=1",
@@ -77,7 +79,7 @@ def row(found, model, task):
 
 
 def test_every_score_has_items_interval_and_chance(found):
-    assert found["models"] == ["pretrain", "sft"] and found["absent"] == ["grpo", "distill"]
+    assert found["models"] == ["pretrain", "sft"] and found["absent"] == ["extend", "grpo", "distill"]
     asked = {(r["model"], r["task"]) for r in found["scores"]}
     assert asked == {(m, t) for m in ("pretrain", "sft") for t in CONFIG.benchmarks.tasks}
     for r in found["scores"]:
@@ -106,7 +108,7 @@ def test_models_are_asked_in_their_own_form(started, monkeypatch):
         TextModel, "generate_until", lambda self, prompts, *a: [f" {said[p]}\nQuestion: 9" for p in prompts]
     )
     tasks = Tasks(CONFIG, tokenizer, readers)
-    (of_chat,), (of_base,) = (tasks.scores("sums", model, is_chat=is_chat) for is_chat in (True, False))
+    (of_chat,), (of_base,) = (tasks.scores("verified", model, is_chat=is_chat) for is_chat in (True, False))
     assert of_chat["value"] == pytest.approx(11 / 12) and of_base["value"] == 1.0
     assert of_chat["samples"][0]["said"] == "x"
     most = max(list(right.values()).count(answer) for answer in right.values())
@@ -156,7 +158,7 @@ def test_finished_pairs_are_kept_and_others_done_again(started, found, tmp_path,
     record = json.loads(kept.read_text())
     record["scores"][0]["value"] = 123.0  # shows that it is read, not computed
     kept.write_text(json.dumps(record))
-    (scores / "sft.sums.json").unlink()
+    (scores / "sft.verified.json").unlink()
     other = scores / "pretrain.text.json"
     other.write_text(json.dumps(json.loads(other.read_text()) | {"checkpoint": "of another model"}))
     asked = []
@@ -168,7 +170,7 @@ def test_finished_pairs_are_kept_and_others_done_again(started, found, tmp_path,
     monkeypatch.setattr(Tasks, "scores", record_scores)
     again = benchmarks.run(context)
     # what was missing, of another checkpoint, or could not be done for want of a sandbox; nothing else
-    assert sorted(asked) == [("code", False), ("code", True), ("sums", True), ("text", False)]
+    assert sorted(asked) == [("code", False), ("code", True), ("text", False), ("verified", True)]
     assert row(again, "sft", "text")["value"] == 123.0
     assert row(again, "sft", "cloze") == row(found, "sft", "cloze")
     kept.write_text("{")
