@@ -57,7 +57,7 @@ def backend(name: str, *others: str) -> Iterator[None]:
 
     An op that has no kernel there, or none for the dtypes it is called with, raises; with `others` it runs on the first
     of them that has one. ``backend("checked", "reference")`` so runs a whole model whose attention has no kernel yet.
-    DEEPSEEK_OPS_BACKEND=checked,reference is the same for a process.
+    DEEPSEEK_OPS_BACKEND=checked,reference is the same for a process. Where tensors lie decides nothing here.
 
     Overrides that environment variable and the default choice (`cuda` for CUDA tensors on Hopper where a kernel exists,
     `reference` elsewhere). Raises `BackendError` at once if one of them is absent. The choice is per context (thread or

@@ -49,7 +49,7 @@ class Received(NamedTuple):
 
 
 class ExpertParallel:
-    """The transport of one EP group; every call but the constructor of a plan's user is collective over it.
+    """The transport of one EP group. Every call is collective over it, the constructor too: it compares its arguments.
 
     groups: a `Mesh`. num_experts: of the layer; rank i of the group has experts i E / EP and following.
     capacity: None for exact buffers (the host waits for counts), or `Bounded`.

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple
 
+# Those of `dualpipe.generate`; "interleaved" is there to compare with, and no rank of a layout holds its stages.
 SCHEDULES = ("1f1b", "zb1p", "dualpipe", "dualpipev")
 
 

@@ -26,6 +26,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.rendezvous import rendezvous as torch_rendezvous
 
+from .._checks import check_choice, require
 from .._version import __version__
 from .faults import ParallelError, Watch
 from .group import Group
@@ -90,7 +91,7 @@ def launch(
     interval: float | None = None,
     rendezvous: tuple[Any, int, int] | None = None,
 ) -> Iterator[Mesh]:
-    """Join the run as one of its ranks, and leave it at the end of the block.
+    """Join the run as one of its ranks, and leave it at the end of the block. Once for each store: its keys are the run's.
 
     config: JSON-like; must be equal on all ranks. device: "cpu" (gloo) or "cuda" (NCCL, the card of LOCAL_RANK).
     timeout: seconds until any wait gives up. interval: seconds between two signs of life, default a twentieth of it.
@@ -99,11 +100,14 @@ def launch(
     Raises `LayoutError` if the layout is not for this many processes, `ParallelError` for everything that has to do with other
     ranks. Errors of the block itself get a note with rank and phase, and the other ranks learn of them.
     """
+    check_choice("device", device, ("cpu", "cuda"))
+    require(timeout > 0, "timeout", "must be positive", timeout)
+    require(interval is None or interval > 0, "interval", "must be positive", interval)
     store, rank, world = rendezvous or _rendezvous(timeout)
     if layout.world != world:
         raise LayoutError(f"world: must be the number of processes, {world}; got {layout.world}", None)
     store.set_timeout(timedelta(seconds=timeout))
-    _compare(store, rank, world, layout, config)
+    _compare(store, rank, world, layout, config, device)
     watch = Watch(store, rank, world, interval or min(1.0, timeout / 20))
     try:
         mesh = _connect(layout, rank, store, watch, device, timeout)
@@ -128,10 +132,13 @@ def _rendezvous(timeout: float) -> tuple[Any, int, int]:
     return next(iter(torch_rendezvous("env://", timeout=timedelta(seconds=timeout))))
 
 
-def _compare(store: Any, rank: int, world: int, layout: Layout, config: Mapping[str, Any] | None) -> None:
+def _compare(
+    store: Any, rank: int, world: int, layout: Layout, config: Mapping[str, Any] | None, device: str
+) -> None:
     """Raise on every rank unless all describe the same run."""
     described = {
         "layout": asdict(layout),
+        "device": device,
         "config": config,
         "torch": torch.__version__,
         "deepseek_ops": __version__,

@@ -97,6 +97,10 @@ class ZeroAdamW:
         self.betas, self.eps, self.moments = (beta1, beta2), eps, moments
         self.grads: dict[str, Tensor] = {}
         if isinstance(weight_decay, Mapping):
+            missing = [name for name in self.params if name not in weight_decay]
+            require(
+                not missing, "weight_decay", "must have every parameter", f"none for {', '.join(missing)}"
+            )
             self.weight_decay = {name: float(weight_decay[name]) for name in self.params}
         else:
             self.weight_decay = dict.fromkeys(self.params, float(weight_decay))
@@ -206,11 +210,19 @@ class ZeroAdamW:
     @torch.no_grad()
     def load_full_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Take this rank's pieces out of what `full_state` gave, on this layout or another; parameters follow the masters."""
+        for kind in STATE:  # everything before anything is copied, and on every rank alike
+            for name, param in self.params.items():
+                have = state[kind].get(name)
+                shape = None if have is None else tuple(have.shape)
+                require(
+                    shape == tuple(param.shape),
+                    f"{kind}[{name!r}]",
+                    f"must have shape {tuple(param.shape)}",
+                    shape,
+                )
         for piece in self.pieces():
             for kind in STATE:
-                whole = state[kind][piece.name]
-                require(whole.shape == self.params[piece.name].shape, f"{kind}[{piece.name!r}]", f"must have shape {tuple(self.params[piece.name].shape)}", tuple(whole.shape))  # fmt: skip
-                getattr(piece, kind).copy_(whole.reshape(-1)[piece.start : piece.stop])
+                getattr(piece, kind).copy_(state[kind][piece.name].reshape(-1)[piece.start : piece.stop])
         for name, param in self.params.items():
             param.detach().copy_(state["masters"][name])
 

@@ -1,8 +1,9 @@
 """Bytes per GPU, item by item, of the rank that holds most.
 
-Parameters lie as `deepseek_ops.nn` holds them: FP8 Linears twice in FP8 (one copy for Fprop, its transpose for Dgrad), the
+Parameters lie as the report has them: FP8 Linears twice in FP8 (one copy for Fprop, its transpose for Dgrad), the
 rest in BF16, gradients in FP32 (section 3.3.1). ZeRO-1 shards master weights and moments over all copies of a parameter:
-DP, and under DualPipe the mirrored rank too. Activations are `examples.model.memory`'s bytes, which tests measure.
+DP, and under DualPipe the mirrored rank too. (`deepseek_ops.parallel.zero` keeps the FP32 masters of FP8 weights whole on each
+rank and gathers 4 bytes of them: 4 bytes a parameter more than here, until it gathers FP8 copies.) Activations are `examples.model.memory`'s bytes, which tests measure.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from examples.plan.model_costs import BlockCosts
 from examples.plan.plan import Plan
 from examples.plan.stages import Stage
 
-_FP8_COPIES = 2  # of each weight that computes in FP8; scales (8 bytes per 128 x 128) are in the 1.0005 below
+_FP8_COPIES = 2  # of each weight that computes in FP8; each copy has 4 bytes of scales per 128 x 128
 _SCALES = 1 + 4 / 128**2
 _ROW = 1 + 4 / 128  # bytes per value of an FP8 row with its FP32 scales
 

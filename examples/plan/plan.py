@@ -11,7 +11,7 @@ from examples.model.config import ModelConfig
 from examples.plan.compute import BlockTime, block_time
 from examples.plan.hardware import EFFICIENCIES, Efficiencies, Hardware
 from examples.plan.model_costs import BlockCosts, blocks
-from examples.plan.stages import Stage, cut, held
+from examples.plan.stages import Stage, cut
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Plan:
 
     def held(self, rank: int) -> tuple[Stage, ...]:
         """The stages of a pipeline rank."""
-        return held(self.stages, rank)
+        return tuple(self.stages[stage] for stage in self.layout.stages(rank))
 
 
 def make_plan(

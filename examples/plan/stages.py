@@ -52,8 +52,3 @@ def _counts(layers: int, outer: int, pp: int, extra: float) -> list[int]:
         share = (layers - outer) * (pair + 1) // inner - (layers - outer) * pair // inner
         counts[pair + 1], counts[pp - 2 - pair] = share - share // 2, share // 2
     return counts
-
-
-def held(every: Sequence[Stage], rank: int) -> tuple[Stage, ...]:
-    """The stages of one pipeline rank: its own and the mirrored one, or the only one."""
-    return (every[0],) if len(every) == 1 else (every[rank], every[len(every) - 1 - rank])

@@ -20,6 +20,7 @@ from deepseek_ops.parallel.expert import Bounded, ExpertParallel
 from deepseek_ops.parallel.mesh import Mesh
 from deepseek_ops.parallel.zero import ZeroAdamW
 from examples.configs.schedules import AdamWSettings
+from examples.errors import UserError
 from examples.model.moe import MoE
 from examples.model.transformer import Transformer
 
@@ -29,6 +30,8 @@ def share_out_experts(
 ) -> None:
     """Leave this rank its experts of each layer, and give the layer a transport to the others. Collective over `mesh.ep`."""
     for layer in moe_layers(model):
+        if layer.transport is not None:
+            raise UserError("share_out_experts: the experts of this model are shared out already")
         fp8 = isinstance(layer.experts, Fp8Experts)
         layer.transport = ExpertParallel(mesh, layer.num_experts, capacity=capacity, order=order, fp8=fp8)
         local = layer.transport.local_experts

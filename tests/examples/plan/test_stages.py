@@ -10,7 +10,7 @@ import pytest
 from examples.configs import get_config
 from examples.plan.model_costs import blocks
 from examples.plan.plan import Plan
-from examples.plan.stages import cut, held
+from examples.plan.stages import cut
 from tests.examples.plan.conftest import plan_of
 
 V3 = get_config("v3_671b").model
@@ -43,7 +43,9 @@ def test_as_even_as_brute_force(layers: int, pp: int, extra: float) -> None:
     every = list(blocks(replace(V3, num_layers=layers, num_dense_layers=0), 4096))
     weights = {"moe": 1.0, "head": extra, "mtp": extra, "embedding": 0.0}
     stages = cut(every, pp, lambda b: weights[b.kind])
-    pairs = [sum(weights[b.kind] for stage in held(stages, r) for b in stage) for r in range(pp // 2)]
+    pairs = [
+        sum(weights[b.kind] for stage in (stages[r], stages[-1 - r]) for b in stage) for r in range(pp // 2)
+    ]
     splits = itertools.product(range(2, layers + 1), repeat=pp // 2)
     best = min(max(s[0] + 2 * extra, *s[1:], 0) for s in splits if sum(s) == layers)
     assert max(pairs) == pytest.approx(best)
