@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("overrides", nargs="*", metavar="section.key=value", help="change one value")
     arguments.add_argument("--run-dir", type=Path, help="run folder (default runs/NAME)")
     arguments.add_argument("--stages", help="comma-separated subset, in recipe order (default: all)")
-    arguments.add_argument("--quick", action="store_true", help="a shorter run: the whole story in 3 minutes")
+    arguments.add_argument("--quick", action="store_true", help="a shorter run: the whole story in 4 minutes")
     arguments.add_argument("--fresh", action="store_true", help="delete the run folder's stages first")
     arguments.add_argument(
         "--fresh-from", metavar="STAGE", help="delete STAGE and what was made from it first"
