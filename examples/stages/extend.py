@@ -162,7 +162,7 @@ class ExtendTrainer(PostTrainer):
         self.model.train()
         device = self.model.embed.weight.device
         batches = [rows.next_batch(n).to(device) for n in micro_batches(phase.batch_size, extend.micro_batch)]
-        losses = self.backward(batches, extend.mtp_weight, extend.balance_alpha)
+        losses = self.backward_next_tokens(batches, extend.mtp_weight, extend.balance_alpha)
         norm = self.update(phase.learning_rate, extend.bias_speed)
         tokens = phase.batch_size * phase.sequence_length
         self.step, self.tokens = self.step + 1, self.tokens + tokens

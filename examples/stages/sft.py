@@ -144,7 +144,7 @@ class SftTrainer(PostTrainer):
         self.model.train()
         device = self.model.embed.weight.device
         batches = [batch.to(device) for batch in self.rows.batches(self.step, sft.micro_batch)]
-        losses = self.backward(batches, sft.mtp_weight, sft.balance_alpha)
+        losses = self.backward_next_tokens(batches, sft.mtp_weight, sft.balance_alpha)
         norm = self.update(lr, sft.bias_speed)
         tokens = sum(batch.loss_mask.numel() for batch in batches)
         self.step, self.tokens = self.step + 1, self.tokens + tokens

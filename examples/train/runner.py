@@ -111,10 +111,8 @@ class PostTrainer(ABC):
         """JSON state, for what a step draws that is no function of (seed, step)."""
         return {}
 
-    def load_extra_meta(self, meta: dict[str, Any]) -> None:
-        """Continue from what `extra_meta` gave: who gives something reads it."""
-        if self.extra_meta():
-            raise NotImplementedError
+    def load_extra_meta(self, meta: dict[str, Any]) -> None:  # noqa: B027  (most stages have none)
+        """Continue from what `extra_meta` gave."""
 
     def evaluation_due(self) -> bool:
         """Whether an evaluation follows the step that has just been taken; one always follows the last."""
@@ -143,7 +141,9 @@ class PostTrainer(ABC):
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
-    def backward(self, batches: Sequence[Batch], mtp_weight: float, balance_alpha: float) -> dict[str, Any]:
+    def backward_next_tokens(
+        self, batches: Sequence[Batch], mtp_weight: float, balance_alpha: float
+    ) -> dict[str, Any]:
         """Add up the gradients of one step's loss, batch by batch; returns its parts."""
         count = sum(int(batch.loss_mask.sum()) for batch in batches)
         outputs = []

@@ -30,6 +30,12 @@ def write(run: RunFolder, part: Part) -> None:
             f"{r['speculative_tokens_per_second']:.0f} with drafts on this machine). The output "
             f"{'equals that of greedy decoding, token by token' if equal else 'DIFFERS from greedy decoding'}."
         )
+        if "difference" in r:
+            d = r["difference"]
+            part.text(
+                f"{d['prompts']} of {r['prompts']} prompts differ, the first at token {d['token']} of prompt {d['prompt']}, where greedy's and "
+                f"the other choice have the logits {' and '.join(f'{v:g}' for v in d['logits'])}."
+            )
         shares = {**r["acceptance_by_source"], "all": accepted}
         plots.bars(part.folder / "acceptance.png", "MTP drafts accepted", "share", shares, form="{:.1%}")
         part.pictures([("acceptance.png", "Share of MTP drafts accepted, by source of the prompt")])

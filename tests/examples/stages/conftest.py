@@ -11,18 +11,34 @@ import pytest
 from ..train.conftest import MICRO
 
 REPOSITORY = Path(__file__).parents[3]
-# Some steps of everything. GRPO's rewards may all be 0 and distillation may keep few answers: nothing here depends on it.
-MICRO_RECIPE = [
-    *MICRO,
-    "train.schedule.total_tokens=1024",
-    "sft.sources=sums",
-    "sft.counts=70",
+MICRO_SFT = [
     "sft.held_out_every=5",
     "sft.batch_size=4",
     "sft.micro_batch=3",
     "sft.schedule.peak=1e-2",
     "sft.eval_every=4",
     "sft.checkpoint_every=3",
+]
+MICRO_BENCHMARKS = [
+    "benchmarks.documents=4",
+    "benchmarks.document_tokens=40",
+    "benchmarks.cloze=3",
+    "benchmarks.verified=12",
+    "benchmarks.arithmetic=5",
+    "benchmarks.code_samples=1",
+    "benchmarks.code_k=1",
+    "benchmarks.code_tokens=4",
+    "benchmarks.needles=1",
+    "benchmarks.needle_lengths=0.8",
+    "benchmarks.needle_depths=0.5",
+]
+# Some steps of everything. GRPO's rewards may all be 0 and distillation may keep few answers: nothing here depends on it.
+MICRO_RECIPE = [
+    *MICRO,
+    "train.schedule.total_tokens=1024",
+    "sft.sources=sums",
+    "sft.counts=70",
+    *MICRO_SFT,
     "grpo.task=sums",
     "grpo.steps=5",
     "grpo.prompts=4",
@@ -48,17 +64,7 @@ MICRO_RECIPE = [
     "reward.vote_pairs=4",
     "reward.votes=2",
     "reward.checkpoint_every=4",
-    "benchmarks.documents=4",
-    "benchmarks.document_tokens=40",
-    "benchmarks.cloze=3",
-    "benchmarks.verified=12",
-    "benchmarks.arithmetic=5",
-    "benchmarks.code_samples=1",
-    "benchmarks.code_k=1",
-    "benchmarks.code_tokens=4",
-    "benchmarks.needles=1",
-    "benchmarks.needle_lengths=0.8",
-    "benchmarks.needle_depths=0.5",
+    *MICRO_BENCHMARKS,
 ]
 
 

@@ -25,6 +25,7 @@ from examples.stages.tokenize import open_data
 from examples.train.runner import start_weights
 
 from ..train.conftest import MICRO
+from .conftest import MICRO_BENCHMARKS
 
 SETTINGS = [
     *MICRO,
@@ -34,17 +35,7 @@ SETTINGS = [
     "grpo.task=sums",
     "grpo.eval_prompts=12",
     "sft.counts=40",
-    "benchmarks.documents=4",
-    "benchmarks.document_tokens=40",
-    "benchmarks.cloze=3",
-    "benchmarks.verified=12",
-    "benchmarks.arithmetic=5",
-    "benchmarks.code_samples=1",
-    "benchmarks.code_k=1",
-    "benchmarks.code_tokens=4",
-    "benchmarks.needles=1",
-    "benchmarks.needle_lengths=0.8",
-    "benchmarks.needle_depths=0.5",
+    *MICRO_BENCHMARKS,
 ]
 ARGUMENTS = ["tiny", "--threads", "1", *SETTINGS]
 CONFIG = parse_overrides(get_config("tiny"), SETTINGS)

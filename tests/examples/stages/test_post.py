@@ -34,6 +34,7 @@ from examples.train.metrics import read_metrics
 from examples.train.runner import Weights, start_weights
 
 from ..train.conftest import MICRO
+from .conftest import MICRO_SFT
 
 REPOSITORY = Path(__file__).parents[3]
 POST = [
@@ -42,12 +43,7 @@ POST = [
     "sft.start=pretrain",
     "sft.sources=sums",
     "sft.counts=70",
-    "sft.held_out_every=5",
-    "sft.batch_size=4",
-    "sft.micro_batch=3",
-    "sft.schedule.peak=1e-2",
-    "sft.eval_every=4",
-    "sft.checkpoint_every=3",
+    *MICRO_SFT,
     "grpo.steps=5",
     "grpo.prompts=4",
     "grpo.group=4",
